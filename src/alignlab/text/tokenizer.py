@@ -1,0 +1,331 @@
+"""Text to ids and back: one final class over a `tokenizers.Tokenizer`, and the three settings that make one.
+
+Unusual: special tokens are never found in text. `<|endoftext|>` typed by a user is thirteen literal characters, so
+a prompt cannot end a document or open a turn; who wants the special asks `token_id` for it. Our own vocabularies always
+hold the four specials of `SPECIALS`, so that a pretrained model is tuned to chat later without resizing. Byte counts
+belong to the tokenizer, because bits per byte is what compares runs across tokenizers.
+Knows nothing about models, rows or files of data. Imports no torch.
+"""
+
+# V vocabulary
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from alignlab.paths import cache_folder
+from alignlab.text.spelling import BYTE_ALPHABET, TextStream, is_byte_level, token_bytes
+from alignlab.types import PositiveInt
+
+log = logging.getLogger(__name__)
+
+END, PAD, TURN_START, TURN_END = SPECIALS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
+SMALLEST_VOCABULARY = 256 + len(SPECIALS)
+# What others call the end of a text, for a tokenizer.json that comes without tokenizer_config.json.
+_FOREIGN_ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", TURN_END, "[SEP]")
+# GPT-4's split, with combining marks kept on their letters (as o200k does) and every digit alone.
+_SPLIT = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """Ids of a text and the text of ids; final. Immutable, picklable, equal when `fingerprint` is equal."""
+
+    def __init__(
+        self,
+        *,
+        core: tokenizers.Tokenizer,
+        eos: str,
+        pad: str | None = None,
+        bos: str | None = None,
+        stops: Sequence[str] = (),
+        chat_template: str | None = None,
+    ) -> None:
+        """`stops` are further specials that end a generated text; `pad` defaults to `eos`, for masks go by length."""
+        self._json = core.to_str()
+        self._core = tokenizers.Tokenizer.from_str(self._json)
+        self._core.encode_special_tokens = True
+        self._core.no_padding()
+        self._core.no_truncation()
+        self.vocab_size: int = self._core.get_vocab_size(with_added_tokens=True)
+        added = self._core.get_added_tokens_decoder()
+        self.specials: dict[str, int] = {token.content: number for number, token in added.items() if token.special}
+        if added:  # ids may have holes: the table of ids must reach the largest
+            self.vocab_size = max(self.vocab_size, max(added) + 1)
+        self.eos, self.bos, self.pad = eos, bos, pad or eos
+        self.eos_id: int = self.token_id(eos)
+        self.pad_id: int = self.token_id(self.pad)
+        self.bos_id: int | None = None if bos is None else self.token_id(bos)
+        self.stops: tuple[str, ...] = tuple(dict.fromkeys((eos, *stops)))
+        self.stop_ids: tuple[int, ...] = tuple(self.token_id(stop) for stop in self.stops)
+        self.chat_template = chat_template
+        self.dtype: np.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        self._byte_level = is_byte_level(self._core)
+        self._bytes = token_bytes(self._core, self.vocab_size, self._byte_level)
+        # Raw bytes as ids need no tokenizer at all, and are many times as fast without.
+        self.is_bytes: bool = (
+            self._byte_level
+            and self._bytes[:256] == [bytes([value]) for value in range(256)]
+            and set(range(256, self.vocab_size)) <= set(added)
+        )
+        self.byte_counts: np.ndarray = np.array([len(spelled) for spelled in self._bytes], dtype=np.int32)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits over all that changes ids or their meaning."""
+        return hashlib.sha256(json.dumps(self.state(), sort_keys=True).encode()).hexdigest()[:32]
+
+    @functools.cached_property
+    def _with_specials(self) -> tokenizers.Tokenizer:
+        # A second object, because the switch is a mutable property of the first and threads share that.
+        core = tokenizers.Tokenizer.from_str(self._json)
+        core.no_padding()
+        core.no_truncation()
+        return core
+
+    def encode(self, text: str, *, specials: bool = False) -> list[int]:
+        """Ids of `text`, no BOS or EOS added.
+
+        `specials=True` lets special tokens in `text` be themselves: for templates that a model's author wrote, never
+        for text that a user can write. Raises ValueError (UnicodeEncodeError) where a lone surrogate makes it no text.
+        """
+        if specials:
+            return self._with_specials.encode(text, add_special_tokens=False).ids
+        if self.is_bytes:
+            return list(text.encode())
+        return self._core.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, arrays of `dtype`; in parallel threads where TOKENIZERS_PARALLELISM allows."""
+        if self.is_bytes:
+            return [np.frombuffer(text.encode(), dtype=np.uint8).astype(self.dtype) for text in texts]
+        encodings = self._core.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
+        return self._core.decode([int(number) for number in ids], skip_special_tokens=skip_special)
+
+    def stream(self) -> TextStream:
+        """A decoder that takes one id at a time and gives out whole characters."""
+        return TextStream(decode=self.decode, spelled=self._bytes, byte_level=self._byte_level)
+
+    def token_id(self, name: str) -> int:
+        """The id of the token called `name`; ValueError when the vocabulary has none."""
+        number = self._core.token_to_id(name)
+        if number is None:
+            raise ValueError(f"tokenizer has no token {name!r}; its special tokens are {list(self.specials)}")
+        return number
+
+    def with_chat_template(self, template: str | None) -> "Tokenizer":
+        """The same tokenizer with another chat template (Jinja source)."""
+        return Tokenizer.from_state(self.state() | {"chat_template": template})
+
+    def state(self) -> dict:
+        """All of it as plain types, for a checkpoint that loads with `weights_only=True`."""
+        return {
+            "json": self._json,
+            "eos": self.eos,
+            "pad": self.pad,
+            "bos": self.bos,
+            "stops": list(self.stops),
+            "chat_template": self.chat_template,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict) -> "Tokenizer":
+        """The tokenizer that `state` was taken from."""
+        fields = {name: state[name] for name in ("eos", "pad", "bos", "stops", "chat_template")}
+        return cls(core=tokenizers.Tokenizer.from_str(state["json"]), **fields)
+
+    def __reduce__(self) -> tuple:
+        return Tokenizer.from_state, (self.state(),)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja as transformers reads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.eos,
+            "pad_token": self.pad,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1 << 30,
+        }
+        if self.bos is not None:
+            config["bos_token"] = self.bos
+        if len(self.stops) > 1:
+            config["stop_tokens"] = list(self.stops)  # ours; transformers keeps these in generation_config.json
+        (folder / "tokenizer.json").write_text(self._json, encoding="utf-8")
+        _write_json(folder / "tokenizer_config.json", config)
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike) -> "Tokenizer":
+        """A Hugging Face folder's tokenizer: tokenizer.json and what its neighbours say of special tokens.
+
+        Raises ValueError when tokenizer.json is missing or broken, or when nothing names the end of a text.
+        """
+        folder = Path(folder)
+        core = _read_core(folder / "tokenizer.json")
+        config = _read_json(folder / "tokenizer_config.json")
+        config |= {k: v for k, v in _read_json(folder / "special_tokens_map.json").items() if k not in config}
+        model, generation = _read_json(folder / "config.json"), _read_json(folder / "generation_config.json")
+        ends = [*_ids(generation.get("eos_token_id")), *_ids(model.get("eos_token_id"))]
+        stops = [name for name in (core.id_to_token(number) for number in ends) if name]
+        stops += config.get("stop_tokens", [])
+        eos = _content(config.get("eos_token")) or next(iter(stops), None) or _foreign_end(core)
+        if eos is None:
+            raise ValueError(f"{folder} names no end-of-text token; expected eos_token in its tokenizer_config.json")
+        template = folder / "chat_template.jinja"
+        chat = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
+        if isinstance(chat, list):  # several named templates; the one called default is the chat
+            chat = next((entry["template"] for entry in chat if entry.get("name") == "default"), None)
+        bos, pad = _content(config.get("bos_token")), _content(config.get("pad_token"))
+        return cls(core=core, eos=eos, bos=bos, pad=pad, stops=stops, chat_template=chat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bytes:
+    """Each UTF-8 byte is an id (0 to 255), the specials follow: nothing to train, 260 ids."""
+
+    def build(self, texts: Callable[[], Iterable[str]], key: str) -> Tokenizer:
+        """The tokenizer; `texts` and `key` are not needed."""
+        core = tokenizers.Tokenizer(models.BPE(vocab=dict(BYTE_ALPHABET), merges=[]))
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        core.decoder = decoders.ByteLevel()
+        core.add_special_tokens(list(SPECIALS))
+        return _own(core)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BPE:
+    """Byte-level byte-pair encoding, trained on the train split and cached by its content.
+
+    `vocab_size` counts bytes and specials too; a small text may yield fewer. `train_megabytes` bounds the text that is
+    looked at, from the start of the split.
+    """
+
+    vocab_size: PositiveInt = 4096
+    train_megabytes: PositiveInt = 256
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"tokenizer.vocab_size is {self.vocab_size}; a byte-level vocabulary has at least "
+                f"{SMALLEST_VOCABULARY} (256 bytes and {len(SPECIALS)} specials): raise it, or take tokenizer=bytes"
+            )
+
+    def build(self, texts: Callable[[], Iterable[str]], key: str) -> Tokenizer:
+        """The cached tokenizer of (`key`, settings), or one trained on `texts()`. `key`: content hash of the texts."""
+        identity = f"bpe 1 {self.vocab_size} {self.train_megabytes} {_SPLIT} {key}"
+        path = cache_folder() / "tokenizers" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+        if path.is_file():
+            try:
+                return _own(_read_core(path))
+            except ValueError as error:
+                log.warning("%s; training it again", error)
+        core = self._train(texts())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}.tmp")
+        beside.write_text(core.to_str(), encoding="utf-8")
+        os.replace(beside, path)
+        return _own(core)
+
+    def _train(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
+        core = tokenizers.Tokenizer(models.BPE())
+        core.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        core.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        log.info("training a byte-pair vocabulary of %d", self.vocab_size)
+        core.train_from_iterator(_up_to(texts, self.train_megabytes << 20), trainer)
+        return core
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """Any `tokenizer.json`, or a Hugging Face folder that holds one."""
+
+    path: str
+
+    def build(self, texts: Callable[[], Iterable[str]], key: str) -> Tokenizer:
+        """The tokenizer of the file; one that names no end of text gets `<|endoftext|>` as its last id."""
+        path = Path(self.path).expanduser()
+        if path.is_dir():
+            return Tokenizer.from_folder(path)
+        core = _read_core(path)
+        if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
+            return Tokenizer.from_folder(path.parent)
+        eos = _foreign_end(core)
+        if eos is None:
+            core.add_special_tokens([END])
+        pad = PAD if core.token_to_id(PAD) is not None else None
+        stops = [TURN_END] if core.token_to_id(TURN_END) is not None else []
+        return Tokenizer(core=core, eos=eos or END, pad=pad, stops=stops)
+
+
+def _own(core: tokenizers.Tokenizer) -> Tokenizer:
+    return Tokenizer(core=core, eos=END, pad=PAD, stops=[TURN_END])
+
+
+def _up_to(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """Texts until `limit` characters are out."""
+    for text in texts:
+        yield text[:limit]
+        limit -= len(text)
+        if limit <= 0:
+            return
+
+
+def _foreign_end(core: tokenizers.Tokenizer) -> str | None:
+    return next((name for name in _FOREIGN_ENDS if core.token_to_id(name) is not None), None)
+
+
+def _content(token: str | dict | None) -> str | None:
+    """A special token's text: old folders hold a string, others {"content": ...}."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _read_core(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise ValueError(
+            f"tokenizer file {str(path)!r} does not exist; expected a tokenizer.json of the tokenizers library"
+        )
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise ValueError(f"{str(path)!r} is not a readable tokenizer.json: {error}") from error
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
