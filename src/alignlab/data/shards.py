@@ -103,7 +103,7 @@ class TokenShards:
         if not 0 <= start <= stop <= self.tokens:
             raise IndexError(f"tokens [{start}, {stop}) of a store of {self.tokens}")
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        parts = []
+        parts: list[np.ndarray] = []
         for number in range(first, len(self._shards)):
             offset = int(self._starts[number])
             if offset >= stop and parts:
@@ -243,5 +243,5 @@ def _open_shard(path: Path, verify: bool) -> np.ndarray:
 def _checksum(ids: np.ndarray) -> int:
     crc = 0
     for start in range(0, len(ids), 1 << 22):
-        crc = zlib.crc32(ids[start : start + (1 << 22)], crc)
+        crc = zlib.crc32(ids[start : start + (1 << 22)].tobytes(), crc)
     return crc

@@ -37,8 +37,8 @@ def token_bytes(core: tokenizers.Tokenizer, size: int, byte_level: bool) -> list
             spelled[number] = bytes([int(match[1], 16)])
         else:
             spelled[number] = token.replace("▁", " ").encode()
-    for number, token in core.get_added_tokens_decoder().items():
-        spelled[number] = b"" if token.special else token.content.encode()
+    for number, added in core.get_added_tokens_decoder().items():
+        spelled[number] = b"" if added.special else added.content.encode()
     return spelled
 
 
