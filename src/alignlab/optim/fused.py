@@ -1,0 +1,26 @@
+"""Torch's own optimizers, in the fused form where the parameters' devices have the kernel. Knows only torch."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
+
+
+def is_fusable(parameters: Iterable[Tensor]) -> bool:
+    """Whether torch's fused kernels take all of `parameters`."""
+    return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
+
+
+def fused(
+    optimizer: type[torch.optim.Optimizer], groups: list[dict[str, Any]], **numbers: Any
+) -> torch.optim.Optimizer:
+    """`optimizer(groups, **numbers)`, fused where possible."""
+    is_fused = is_fusable(p for group in groups for p in group["params"])
+    built = optimizer(groups, fused=is_fused, **numbers)  # type: ignore[call-arg]
+    # A fused optimizer offers to unscale fp16 gradients itself, and Lightning then refuses to clip them. Declined, the
+    # scaler unscales first and clipping is right; the fused kernel is the same.
+    built._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return built
