@@ -9,6 +9,15 @@ from torch import Tensor
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a parameter is one rank's part of a larger one (DTensor, FSDP2)."""
+    if type(tensor) in (Tensor, torch.nn.Parameter):  # spares single processes the import of torch's sharding
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def is_fusable(parameters: Iterable[Tensor]) -> bool:
     """Whether torch's fused kernels take all of `parameters`."""
     return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
@@ -18,7 +27,10 @@ def fused(
     optimizer: type[torch.optim.Optimizer], groups: list[dict[str, Any]], **numbers: Any
 ) -> torch.optim.Optimizer:
     """`optimizer(groups, **numbers)`, fused where possible."""
-    is_fused = is_fusable(p for group in groups for p in group["params"])
+    parameters = [p for group in groups for p in group["params"]]
+    is_fused = is_fusable(parameters)
+    if optimizer is torch.optim.SGD and any(map(is_sharded, parameters)):
+        is_fused = False  # torch 2.13: aten._fused_sgd_ "does not have a sharding strategy registered"
     built = optimizer(groups, fused=is_fused, **numbers)  # type: ignore[call-arg]
     # A fused optimizer offers to unscale fp16 gradients itself, and Lightning then refuses to clip them. Declined, the
     # scaler unscales first and clipping is right; the fused kernel is the same.

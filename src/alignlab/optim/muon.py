@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from alignlab.optim.fused import is_fusable
+from alignlab.optim.fused import is_fusable, is_sharded
 
 # Amsel, Persson, Musco, Gower 2025, "The Polar Express" (arXiv 2505.16932), algorithm 1: each polynomial is the best
 # for the singular values that the one before leaves, starting from [1e-3, 1]. The last, repeated, is the classical one.
@@ -68,20 +68,12 @@ def orthogonalized(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None =
 
 def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
     """This rank's shards, sharing memory with the tensors; a plain tensor is its own shard."""
-    return [t.to_local() if _is_sharded(t) else t for t in tensors]  # type: ignore[attr-defined]
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    if type(tensor) in (Tensor, torch.nn.Parameter):  # spares single processes the import of torch's sharding
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
+    return [t.to_local() if is_sharded(t) else t for t in tensors]  # type: ignore[attr-defined]
 
 
 def _whole(shard: Tensor, parameter: Tensor) -> Tensor:
     """The full matrix of which `shard` is this rank's part, laid out as `parameter`. Collective where sharded."""
-    if not _is_sharded(parameter):
+    if not is_sharded(parameter):
         return shard
     from torch.distributed.tensor import DTensor
 
@@ -94,7 +86,7 @@ def _whole(shard: Tensor, parameter: Tensor) -> Tensor:
 
 def _shard(whole: Tensor, parameter: Tensor) -> Tensor:
     """This rank's part of a matrix that every rank holds whole."""
-    if not _is_sharded(parameter):
+    if not is_sharded(parameter):
         return whole
     from torch.distributed.tensor import distribute_tensor
 
