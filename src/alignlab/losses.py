@@ -49,6 +49,8 @@ def cross_entropy(
     if learns and len(targets) > chunk and not _is_sharded(unembed):
         learned = _learned(unembed, hidden)
         return _ChunkedCrossEntropy.apply(unembed, hidden, targets, weights, label_smoothing, chunk, *learned)
+    if weights is None and len(targets) <= chunk:
+        return F.cross_entropy(_full(unembed(hidden)), targets, reduction="sum", label_smoothing=label_smoothing)
     nll = _nll(unembed, hidden, targets, label_smoothing, chunk)
     return (nll if weights is None else nll * weights).sum()
 
