@@ -69,8 +69,11 @@ def tokenized(
         size += sum(map(len, piece.texts))
     # Byte ids are a copy of the text: sending it to a process would cost more than that.
     if size < _POOL_CHARACTERS or workers <= 1 or tokenizer.is_bytes:
-        for piece in itertools.chain(first, pieces):
-            yield piece.ends, *_encode(tokenizer, piece.texts)
+        together = itertools.chain(first, pieces)
+        # Several at once, for the tokenizer's own threads share out texts, never one text.
+        while some := list(itertools.islice(together, 1 if tokenizer.is_bytes else 8)):
+            ends = [end for piece in some for end in piece.ends]
+            yield ends, *_encode(tokenizer, [text for piece in some for text in piece.texts])
         return
     # Spawned, for a fork of a process with threads (torch, tokenizers) may hang.
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer.state(),)) as pool:

@@ -1,0 +1,167 @@
+"""The composition root: from a composed configuration, or from a checkpoint, to objects that are ready to run.
+
+With train.py and cli.py the only code that knows Hydra. A node of the configuration is a `_target_` and its
+constructor's arguments; what is discovered (vocabulary, weights, rows) is passed here.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab import checkpoint as files
+from alignlab.data.module import TextData
+from alignlab.folders import checkpoint_of
+from alignlab.models.config import GPTConfig
+from alignlab.models.gpt import GPT
+from alignlab.tasks.task import TaskModule
+from alignlab.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a run starts from: weights, architecture and tokenizer of an earlier run or a Hugging Face folder."""
+
+    path: str
+    config: GPTConfig
+    tokenizer: Tokenizer
+    weights: dict[str, torch.Tensor]  # keys of the GPT
+    heads: dict[str, torch.Tensor]  # weights beside the GPT, of the task that trained it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What is trained, on what."""
+
+    task: TaskModule
+    data: TextData
+    facts: dict[str, str | int | float]
+
+
+def node(config: DictConfig, **found: Any) -> Any:
+    """The object of one configuration node, given what was `found` beside it."""
+    return instantiate(config, _partial_=True, _convert_="all")(**found)
+
+
+def origin(place: str) -> Origin:
+    """Reads what `init_from=place` names: a run folder, a checkpoint, a Hugging Face folder, or hub:org/name."""
+    if place.startswith("hub:"):
+        return _from_hugging_face(_download(place.removeprefix("hub:")), place)
+    if (Path(place) / "config.json").is_file():
+        return _from_hugging_face(Path(place), place)
+    return origin_of(files.read(checkpoint_of(place)), place)
+
+
+def origin_of(checkpoint: dict[str, Any], place: str) -> Origin:
+    """What `checkpoint`, read from `place`, holds for another run to start from."""
+    model = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    heads = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("model.")}
+    return Origin(
+        path=place,
+        config=GPTConfig.from_dict(checkpoint["model"]),
+        tokenizer=Tokenizer.from_state(checkpoint["tokenizer"]),
+        weights=model,
+        heads=heads,
+    )
+
+
+def _from_hugging_face(folder: Path, place: str) -> Origin:
+    from alignlab.models.huggingface import from_folder
+
+    model, heads = from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer.vocab_size > (model.config.vocabulary or 0):
+        raise ValueError(
+            f"the tokenizer of {place} has {tokenizer.vocab_size} entries, its embedding only "
+            f"{model.config.vocabulary}; expected a folder whose tokenizer and weights belong together"
+        )
+    return Origin(path=place, config=model.config, tokenizer=tokenizer, weights=model.state_dict(), heads=heads)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
+    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+
+
+def architecture(config: DictConfig, start: Origin | None, vocabulary: int, command_line: list[str]) -> GPTConfig:
+    """The GPT's configuration: that of `start`, which a field on the `command_line` must not contradict."""
+    if start is None:
+        return node(config.model, vocabulary=vocabulary)
+    known = start.config.to_dict()
+    for override in command_line:
+        name, _, value = override.lstrip("+").partition("=")
+        field = name.removeprefix("model.")
+        if name.startswith("model.") and field in known and field != "dropout":
+            wanted = OmegaConf.select(config, name)
+            if wanted != known[field]:
+                raise ValueError(
+                    f"{name} is {value}, but {start.path} was made with {known[field]}; "
+                    f"leave {name} out: the architecture comes with init_from"
+                )
+    return GPTConfig.from_dict({**known, "dropout": config.model.get("dropout", 0.0)})
+
+
+def build(config: DictConfig, start: Origin | None, *, command_line: list[str] | None = None) -> Parts:
+    """The task and its data from a composed configuration; the weights are fresh, or those of `start`."""
+    L.seed_everything(config.seed, workers=False, verbose=False)
+    rows = instantiate(config.data, _convert_="all")
+    data_class = get_class(config.datamodule["_target_"])  # knows which texts of its rows a tokenizer learns from
+    if start is not None:
+        tokenizer = start.tokenizer
+    else:
+        settings = instantiate(config.tokenizer, _convert_="all")
+        tokenizer = settings.build(lambda: data_class.texts(rows), rows.fingerprint("train"))
+    model_config = architecture(config, start, tokenizer.vocab_size, command_line or [])
+    found: dict[str, Any] = {"rows": rows, "tokenizer": tokenizer, "seed": config.seed}
+    found["accumulate"] = config.trainer.get("accumulate_grad_batches") or 1
+    if config.datamodule.get("max_length") is None:
+        found["max_length"] = model_config.context
+    data = node(config.datamodule, **found)
+    torch.manual_seed(config.seed)  # the same fresh weights, whatever the data drew
+    model = GPT(model_config, recompute_activations=config.recompute_activations)
+    if start is not None:
+        load_weights(model, start.weights)
+    optim = instantiate(config.optim, _convert_="all")
+    task = node(config.task, model=model, tokenizer=tokenizer, optim=optim)
+    task.is_fresh = start is None
+    if start is None and model_config.vocabulary != tokenizer.vocab_size:
+        raise ValueError(f"model.vocabulary is {model_config.vocabulary}; the tokenizer has {tokenizer.vocab_size}")
+    return Parts(task=task, data=data, facts={**rows.facts(), **data.facts()})
+
+
+def load_weights(model: GPT, weights: dict[str, torch.Tensor]) -> None:
+    """Copies `weights` into `model`; names and shapes must agree."""
+    problems = model.load_state_dict(weights, strict=False)
+    if problems.missing_keys or problems.unexpected_keys:
+        raise ValueError(
+            f"the weights do not fit the model: missing {problems.missing_keys[:3]}, "
+            f"not expected {problems.unexpected_keys[:3]}"
+        )
+
+
+def load(path: str) -> TaskModule:
+    """The task of a run folder or checkpoint, with its weights, ready to be called; a Hugging Face folder too."""
+    if (Path(path) / "config.json").is_file():
+        raise ValueError(f"{path} is a Hugging Face folder; expected a run folder or a checkpoint")
+    checkpoint = files.read(checkpoint_of(path))
+    return from_checkpoint(checkpoint)
+
+
+def from_checkpoint(checkpoint: dict[str, Any]) -> TaskModule:
+    """The task that `checkpoint` holds, in evaluation mode."""
+    config = OmegaConf.create(checkpoint["config"])
+    model = GPT(GPTConfig.from_dict(checkpoint["model"]))
+    tokenizer = Tokenizer.from_state(checkpoint["tokenizer"])
+    task = node(config.task, model=model, tokenizer=tokenizer, optim=instantiate(config.optim, _convert_="all"))
+    task.load_state_dict(checkpoint["state_dict"])
+    return task.eval()

@@ -1,0 +1,23 @@
+"""`python -m alignlab.child FOLDER`: runs the frozen configuration of a run folder, as a rank or as a stage."""
+
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from alignlab.errors import guard
+
+
+def main(folder: Path) -> None:
+    """Trains in `folder`; exits with 128 + N after signal N."""
+    with guard():
+        from alignlab.logs import configure_logging
+        from alignlab.run import execute
+
+        configure_logging(folder)
+        config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        execute(config, folder)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

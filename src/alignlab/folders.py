@@ -1,0 +1,142 @@
+"""Run folders: each run has its own, claimed atomically, even when two start in the same second. Torch-free."""
+
+import difflib
+import os
+import time
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.errors import UserError, mistaken
+
+MARKS = (".hydra/config.yaml", "metrics.json", "checkpoints")
+# what may be given beside resume=: how long, and what the weights do not depend on
+BESIDE_RESUME = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "datamodule.workers", "resume_with")
+BESIDE_RESUME_GROUPS = ("logger", "callbacks")
+NOT_A_RUN = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+
+
+def assign_folder(arguments: list[str], conf: Path) -> list[str]:
+    """`arguments` with a fresh run or sweep folder, unless the user named one; raises UserError if that holds a run."""
+    if any(argument.split("=")[0] in NOT_A_RUN for argument in arguments):
+        return arguments
+    is_sweep = "-m" in arguments or "--multirun" in arguments
+    key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
+    given = [argument.split("=", 1)[1].strip("'\"") for argument in arguments if argument.lstrip("+").startswith(f"{key}=")]
+    if given:
+        if not is_sweep and holds_run(Path(given[-1])):
+            raise UserError(f"{key} is {given[-1]}, which holds a run already\nchoose another, or resume={given[-1]}")
+        return arguments
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
+        # the first rank's folder counts; nobody writes here
+        return [*arguments, f"{key}=runs/.ranks", "hydra.output_subdir=null"]
+    name = f"sweep-{stamp()}" if is_sweep else stamp()
+    return [*arguments, f"{key}={claim(Path('runs') / chosen_task(arguments, conf) / name).as_posix()}"]
+
+
+def release(folder: Path) -> None:
+    """Removes a claimed folder into which nothing but the configuration was written."""
+    if not folder.is_dir() or any(path.name != ".hydra" for path in folder.iterdir()):
+        return
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+def resumed(arguments: list[str]) -> tuple[DictConfig, Path, list[str]] | None:
+    """The configuration, folder and overrides of the run that `resume=` names; None where it is not given.
+
+    Raises UserError for a folder without a run, and for anything beside it that would change the run.
+    """
+    given = [argument.split("=", 1) for argument in arguments if "=" in argument]
+    named = [value.strip("'\"") for key, value in given if key.lstrip("+") == "resume"]
+    if not named or named[-1] in ("null", ""):
+        return None
+    folder = Path(named[-1])
+    frozen = folder / ".hydra" / "config.yaml"
+    if not frozen.is_file():
+        raise UserError(f"resume is {folder}, which holds no run (no .hydra/config.yaml)\nexpected a folder like runs/TASK/TIME")
+    config = OmegaConf.load(frozen)
+    assert isinstance(config, DictConfig)
+    overrides = [override for override in arguments if not override.lstrip("+").startswith("resume=")]
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in BESIDE_RESUME_GROUPS:
+            OmegaConf.update(config, key, OmegaConf.load(_conf() / key / f"{value}.yaml"), force_add=True, merge=False)
+        elif key in BESIDE_RESUME or key.split(".")[0] in BESIDE_RESUME_GROUPS:
+            OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v, force_add=True)
+        else:
+            raise mistaken(f"{key} cannot change when a run goes on", key, BESIDE_RESUME + BESIDE_RESUME_GROUPS)
+    if any("trainer.max_epochs=" in o for o in overrides) and not any("trainer.max_steps=" in o for o in overrides):
+        config.trainer.max_steps = None
+    before = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+    return config, folder, [*before, *overrides]
+
+
+def _conf() -> Path:
+    from alignlab.commandline.tree import conf_folder
+
+    return conf_folder()
+
+
+def claim(base: Path) -> Path:
+    """Makes and returns `base`, or base-2, base-3 ...: the first that nobody has made before."""
+    base.parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def stamp() -> str:
+    """The local time as a folder name."""
+    return time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has written into `folder`."""
+    return any((folder / mark).exists() for mark in MARKS)
+
+
+def chosen_task(arguments: list[str], conf: Path) -> str:
+    """The task that command-line `arguments` choose: task=, or that of experiment=, or the default."""
+    chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if "task" in chosen:
+        return chosen["task"].split(",")[0]
+    sources = [conf / "config.yaml"]
+    if experiment := chosen.get("experiment", "").split(",")[0]:
+        sources.insert(0, conf / "experiment" / f"{experiment}.yaml")
+    for source in sources:
+        if not source.is_file():
+            continue
+        content = yaml.safe_load(source.read_text(encoding="utf-8")) or {}
+        if stages := content.get("stages"):
+            return str(stages[-1].get("task", "pretrain"))
+        for entry in content.get("defaults", []):
+            if isinstance(entry, dict) and (task := entry.get("task") or entry.get("override /task")):
+                return str(task)
+    return "pretrain"
+
+
+def checkpoint_of(path: str | os.PathLike) -> Path:
+    """The checkpoint file that a user means by a run folder (its best.ckpt) or a file.
+
+    Raises ValueError where there is none, naming the nearest folder.
+    """
+    place = Path(path)
+    if place.is_file():
+        return place
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        if (place / name).is_file():
+            return place / name
+    if place.is_dir():
+        raise ValueError(f"{place} holds no checkpoints/best.ckpt; expected a run folder that has validated once")
+    beside = [str(other) for other in place.parent.glob("*")] if place.parent.is_dir() else []
+    near = difflib.get_close_matches(str(place), beside, n=1)
+    raise ValueError(f"{place} does not exist; " + (f"did you mean {near[0]}?" if near else "expected a run folder"))

@@ -1,0 +1,59 @@
+"""From logits to the next token: penalty, temperature, filters, draw. Knows nothing of models or loops."""
+
+# B rows, V vocabulary, C candidates that the filters look at
+
+import math
+
+import torch
+from torch import Tensor
+
+from alignlab.generate.sampling import Sampling
+
+HEAD = 256  # likeliest tokens looked at before the whole vocabulary is sorted for top-p
+
+
+def penalize(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Scores (B, V) with those of `seen` (B, V) tokens divided by `penalty`, or multiplied where negative.
+
+    Keskar et al. 2019, as in transformers' RepetitionPenaltyLogitsProcessor: the prompt counts as seen.
+    """
+    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def next_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    """Draws one token for each row of logits (B, V), float32: (B,). Greedy at temperature 0."""
+    if sampling.temperature == 0:
+        return logits.max(dim=-1).indices
+    values, index = candidates(logits / sampling.temperature, sampling)
+    cumulative = values.softmax(dim=-1).cumsum(dim=-1)
+    # inverse transform: one number per row instead of one per token; the factor keeps the draw below the last sum
+    uniform = torch.rand(len(values), 1, generator=generator, device=values.device)
+    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:] * (1 - 1e-6), right=True)
+    return drawn[:, 0] if index is None else index.gather(1, drawn)[:, 0]
+
+
+def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    """What the filters leave of logits (B, V): values (B, C), -inf where filtered, and their ids, None if C is V."""
+    values, index = logits, None
+    if sampling.top_k:
+        values, index = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1)
+    if sampling.top_p < 1:
+        total = values.logsumexp(dim=-1, keepdim=True)
+        if index is None:
+            values, index = logits.topk(min(HEAD, logits.shape[-1]), dim=-1)
+            if bool(((values - total).exp().sum(dim=-1) < sampling.top_p).any()):  # a flat distribution: sort all
+                values, index = logits.sort(dim=-1, descending=True)
+        probabilities = (values - total).exp()
+        before = probabilities.cumsum(dim=-1) - probabilities
+        values = values.masked_fill(before >= sampling.top_p, -torch.inf)
+    if sampling.min_p > 0:
+        least = values.max(dim=-1, keepdim=True).values + math.log(sampling.min_p)
+        values = values.masked_fill(values < least, -torch.inf)
+    return values, index
+
+
+def token_log_probs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / temperature) (B,) of `tokens` (B,); a temperature of 0 counts as 1."""
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)

@@ -1,0 +1,244 @@
+"""The whole backbone, top to bottom: a decoder that reads token ids and returns hidden states.
+
+Unusual: one rule decides who sees whom. Every token has a document; padding is document -1. A query sees the keys of
+its own document that are not after it, or that are marked as prefix, and always itself. When neither documents nor a
+prefix nor a window are given, that is plain causal attention and takes the kernel's fast path.
+It knows nothing of text, losses, tasks or optimizers.
+"""
+
+# B batch, T tokens of this call, K tokens visible (cached and new), D width, H heads, G key and value heads,
+# Dh head width, F feed-forward units, V vocabulary
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alignlab.models.cache import KVCache
+from alignlab.models.config import GPTConfig
+from alignlab.models.rotary import Rotary, rotate
+
+EMBEDDING_STD = 0.02
+HIDDEN_GAIN = 0.5  # std of a hidden matrix is this over sqrt(inputs); GPT-2's 0.02 is 0.55 / sqrt(768)
+
+
+class Norm(nn.Module):
+    """RMS norm (Zhang and Sennrich 2019) or layer norm over the last dimension."""
+
+    def __init__(self, config: GPTConfig, size: int) -> None:
+        super().__init__()
+        self.size = (size,)
+        self.eps = config.norm_eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.is_layer = config.norm == "layer"
+        self.bias = nn.Parameter(torch.zeros(size)) if self.is_layer else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.is_layer:
+            return F.layer_norm(hidden, self.size, self.weight, self.bias, self.eps)
+        return F.rms_norm(hidden, self.size, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries (Ainslie et al. 2023)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        self.is_grouped = config.groups != config.heads
+        heads, groups = config.heads * config.head_size, config.groups * config.head_size
+        self.query = nn.Linear(config.width, heads, bias=config.bias != "none")
+        self.key = nn.Linear(config.width, groups, bias=config.bias != "none")
+        self.value = nn.Linear(config.width, groups, bias=config.bias != "none")
+        self.output = nn.Linear(heads, config.width, bias=config.bias == "all")
+        self.query_norm = Norm(config, config.head_size) if config.qk_norm else nn.Identity()
+        self.key_norm = Norm(config, config.head_size) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        is_causal: bool,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        split = (*hidden.shape[:2], -1, self.head_size)
+        query = self.query_norm(self.query(hidden).view(split)).transpose(1, 2)  # (B, H, T, Dh)
+        key = self.key_norm(self.key(hidden).view(split)).transpose(1, 2)  # (B, G, T, Dh)
+        value = self.value(hidden).view(split).transpose(1, 2)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        if cache is not None:
+            key, value = cache.extend(layer, key, value)
+            query = query.to(key.dtype)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped
+        )
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020), GELU, or squared ReLU (So et al. 2021)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        bias = config.bias == "all"
+        self.gate = nn.Linear(config.width, config.hidden_units, bias=bias) if self.activation == "swiglu" else None
+        self.up = nn.Linear(config.width, config.hidden_units, bias=bias)
+        self.down = nn.Linear(config.hidden_units, config.width, bias=bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        units = self.up(hidden)  # (B, T, F)
+        if self.gate is not None:
+            return self.down(F.silu(self.gate(hidden)) * units)
+        if self.activation == "relu2":
+            return self.down(F.relu(units).square())
+        return self.down(F.gelu(units, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each on a normalized copy and added to the stream."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.dropout = config.dropout
+        self.attention_norm = Norm(config, config.width)
+        self.attention = Attention(config)
+        self.feedforward_norm = Norm(config, config.width)
+        self.feedforward = FeedForward(config)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        is_causal: bool,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        mixed = self.attention(self.attention_norm(hidden), rotation, mask, is_causal, cache, self.layer)
+        hidden = hidden + F.dropout(mixed, self.dropout, self.training)
+        return hidden + F.dropout(self.feedforward(self.feedforward_norm(hidden)), self.dropout, self.training)
+
+
+class GPT(nn.Module):
+    """A decoder of `config`, freshly initialized.
+
+    `recompute_activations` trades time for memory: each block's activations are computed again in the backward pass.
+    """
+
+    def __init__(self, config: GPTConfig, *, recompute_activations: bool = False) -> None:
+        super().__init__()
+        assert config.vocabulary is not None, "the vocabulary must be known before a GPT is built"
+        self.config = config
+        self.recompute_activations = recompute_activations
+        self.embed = nn.Embedding(config.vocabulary, config.width)
+        self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        self.rotary = Rotary(config) if config.positions == "rotary" else None
+        self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.layers)])
+        self.norm = Norm(config, config.width)
+        self.unembedding = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Draws fresh weights: hidden matrices by fan-in, the two that write to the stream smaller with depth."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=EMBEDDING_STD)
+            elif isinstance(module, Norm):
+                nn.init.ones_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear):
+                std = HIDDEN_GAIN / math.sqrt(module.in_features)
+                if name.endswith(("attention.output", "feedforward.down")):
+                    std /= math.sqrt(2 * self.config.layers)
+                nn.init.normal_(module.weight, std=EMBEDDING_STD if module is self.unembedding else std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        prefix: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) after the last norm, of token ids (B, T).
+
+        `positions` (B, T) or (T,) default to each token's place in its own document. `documents` (B, T) keep packed
+        texts apart; -1 is padding. `prefix` (B, T) bool marks keys that their whole document sees. With `cache` the
+        ids follow the tokens held, and are held afterwards. Raises ValueError where learned positions run out.
+        """
+        if positions is None:
+            positions = self._positions(ids, documents, cache)
+        mask, is_causal = self._visible(ids, documents, prefix, cache)
+        hidden = self.embed(ids)  # (B, T, D)
+        rotation = None
+        if self.positions is not None:
+            past = cache.length if cache is not None else 0
+            is_padded = documents is not None or (cache is not None and cache.padded)  # tokens then count padding too
+            if past + ids.shape[1] > self.config.context and not is_padded:
+                raise ValueError(f"{past + ids.shape[1]} tokens do not fit learned positions for {self.config.context}")
+            hidden = hidden + self.positions(positions)
+        if self.rotary is not None:
+            rotation = self.rotary(positions, hidden)
+        hidden = F.dropout(hidden, self.config.dropout, self.training)
+        for block in self.blocks:
+            if self.recompute_activations and torch.is_grad_enabled():
+                hidden = checkpoint(block, hidden, rotation, mask, is_causal, use_reentrant=False)
+            else:
+                hidden = block(hidden, rotation, mask, is_causal, cache)
+        if cache is not None:
+            cache.advance(documents, positions, ids.shape[1])
+        return self.norm(hidden)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        if self.unembedding is not None:
+            return self.unembedding(hidden)
+        return F.linear(hidden, self.embed.weight)
+
+    def _positions(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor:
+        """Each token's place in its own document: (T,) where all rows agree, else (B, T)."""
+        index = torch.arange(ids.shape[1], device=ids.device)
+        if cache is not None and cache.length > 0:
+            return cache.next_position[:, None] + index if cache.padded else index + cache.length
+        if documents is None:
+            return index
+        is_new = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
+        return index - torch.where(is_new, index, 0).cummax(dim=1).values
+
+    def _visible(
+        self, ids: Tensor, documents: Tensor | None, prefix: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor | None, bool]:
+        """Which keys each query sees: a mask (B or 1, 1, T, K), or None and whether plain causal attention does it."""
+        tokens = ids.shape[1]
+        past = cache.length if cache is not None else 0
+        window = self.config.window if self.config.window and self.config.window < past + tokens else None
+        is_padded = documents is not None or (cache is not None and cache.padded)
+        if not is_padded and prefix is None and window is None and (past == 0 or tokens == 1):
+            return None, past == 0 and tokens > 1
+        query = torch.arange(past, past + tokens, device=ids.device)[:, None]
+        key = torch.arange(past + tokens, device=ids.device)[None, :]
+        visible = (key <= query)[None]
+        if prefix is not None:
+            visible = visible | F.pad(prefix, (past, 0))[:, None, :]
+        if window is not None:
+            visible = visible & (query - key < window)
+        if is_padded:
+            own = ids.new_zeros(ids.shape) if documents is None else documents
+            held = own if cache is None else torch.cat([cache.documents[:, :past], own], dim=1)
+            visible = visible & (own[:, :, None] == held[:, None, :])
+        return (visible | (key == query))[:, None], False
+
+    def parameter_count(self) -> int:
+        """Number of parameters, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -1,0 +1,120 @@
+"""One run in one folder, from a frozen configuration to its summary: build, fit, test, record.
+
+Every process that trains comes through here: the command itself, a rank of several, a stage of a recipe; the last two
+as `python -m alignlab.run FOLDER`. It knows nothing of how the configuration was composed.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import DictConfig
+
+from alignlab import checkpoint as files
+from alignlab.build import Parts, build, origin, origin_of
+from alignlab.summary import show_summary
+from alignlab.trainer import Callbacks, horizon_of, make_callbacks, make_trainer, ranks_of, require_device
+
+log = logging.getLogger(__name__)
+
+def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None = None) -> dict[str, Any]:
+    """Trains as `config` says, in `folder`; goes on from the newest good checkpoint that is there. Returns the metrics.
+
+    Raises ValueError for what a user can mend, Stopped after a signal, NotFinite where training diverged.
+    """
+    require_device(config)
+    newest = files.newest_good(folder / "checkpoints")
+    checkpoint = files.read(newest) if newest is not None else None
+    if checkpoint is not None:
+        start = origin_of(checkpoint, str(newest))
+    else:
+        start = origin(config.init_from) if config.init_from else None
+    parts = build(config, start, command_line=command_line)
+    if checkpoint is not None and not config.init_from:
+        parts.task.is_fresh = True
+    ranks = ranks_of(config)
+    horizon = horizon_of(config, parts, ranks)
+    position = _position(config, parts, ranks)
+    if checkpoint is not None:
+        _compare(position, checkpoint["position"], config.resume_with)
+        log.info("going on from %s at step %d of %d", newest, checkpoint["position"]["step"], horizon)
+        if (before := checkpoint["position"]["horizon"]) != horizon:
+            log.info("the horizon changes from %d to %d steps, and the learning-rate schedule with it", before, horizon)
+    first_step = checkpoint["position"]["step"] if checkpoint is not None else 0
+    del start
+    callbacks = make_callbacks(config, folder, parts, {**position, "horizon": horizon})
+    trainer = make_trainer(config, folder, callbacks.all, horizon, purge_step=first_step + 1)
+    _describe(config, parts, trainer, horizon)
+    if checkpoint is not None and first_step >= horizon and _is_finished(callbacks, checkpoint, folder):
+        log.info("nothing left to do: %s has done all %d steps", folder, horizon)
+        return dict(callbacks.record.values)
+    if config.compile:
+        for block in parts.task.model.blocks:
+            block.compile()
+    del checkpoint
+    torch.manual_seed(config.seed + 1_000_003 * trainer.global_rank)  # each rank its own dropout
+    trainer.fit(parts.task, datamodule=parts.data, ckpt_path=newest)
+    _finish(config, parts, trainer, callbacks)
+    show_summary(folder, callbacks.record.values)
+    return dict(callbacks.record.values)
+
+
+def _position(config: DictConfig, parts: Parts, ranks: int) -> dict[str, Any]:
+    """What a run must agree with to go on exactly."""
+    return {
+        "data": str(parts.facts.get("train_hash", "")),
+        "tokenizer": parts.task.tokenizer.fingerprint,
+        "batch_size": parts.data.batch_size * parts.data.accumulate * ranks,
+    }
+
+
+def _compare(now: dict[str, Any], before: dict[str, Any], allowed: Any) -> None:
+    differing = [name for name in now if now[name] != before[name] and name not in (allowed or [])]
+    if differing:
+        told = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in differing)
+        raise ValueError(f"the run cannot go on exactly: {told}. Restore it, or allow it: resume_with=[{','.join(differing)}]")
+
+
+def _describe(config: DictConfig, parts: Parts, trainer: L.Trainer, horizon: int) -> None:
+    model = parts.task.model
+    learning = sum(p.numel() for p in parts.task.parameters() if p.requires_grad)
+    for name, value in parts.facts.items():
+        log.info("data  %s: %s", name, f"{value:,}" if isinstance(value, int) else value)
+    per_epoch = parts.data.steps_per_epoch(trainer.world_size)
+    log.info("model  %s parameters, %s learn; vocabulary %d, context %d", f"{model.parameter_count():,}",
+             f"{learning:,}", model.config.vocabulary, model.config.context)
+    log.info("training  %d steps, %d an epoch; %s on %d x %s", horizon, per_epoch, trainer.precision,
+             trainer.world_size, trainer.strategy.root_device.type)
+
+def _is_finished(callbacks: Callbacks, checkpoint: dict[str, Any], folder: Path) -> bool:
+    state = checkpoint["callbacks"].get(callbacks.record.state_key)
+    if state is None or state["validated_step"] != checkpoint["position"]["step"]:
+        return False
+    callbacks.record.load_state_dict(state)
+    return True
+
+
+def _finish(config: DictConfig, parts: Parts, trainer: L.Trainer, callbacks: Callbacks) -> None:
+    """What comes after the last step: counters into the record, and the test split on the best weights."""
+    record, task = callbacks.record, parts.task
+    seconds = record.stopwatch.seconds
+    record.values |= {
+        "train/seconds": seconds,
+        "train/tokens_per_second": task.read_tokens * trainer.world_size / max(seconds, 1e-9),
+        "trained_tokens": int(task.trained_tokens),
+        "skipped_steps": task.skipped_steps,
+        "parameters": task.model.parameter_count(),
+        "trained_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
+        "step": trainer.global_step,
+    }
+    record.write(trainer)
+    best = callbacks.checkpoints.folder / "best.ckpt"
+    if not best.is_file() and trainer.is_global_zero:  # without a validation split the last is the best there is
+        best.write_bytes((callbacks.checkpoints.folder / "last.ckpt").read_bytes())
+    if config.test and parts.data.examples("test") is not None:
+        task.load_state_dict(files.read(best)["state_dict"])
+        results = trainer.test(task, datamodule=parts.data, verbose=False)
+        record.values |= {name: value for result in results for name, value in result.items()}
+        record.write(trainer)

@@ -1,0 +1,88 @@
+"""Recipes of several stages: each a run of its own in RUN/stages/N-task/, started from the one before.
+
+A stage is a child process with a frozen configuration. A recipe that was stopped goes on with the stage it was in.
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.commandline import check, trusted
+from alignlab.commandline.quoting import legal
+from alignlab.commandline.tree import conf_folder
+from alignlab.launch import child_command, freeze, run_children
+
+log = logging.getLogger(__name__)
+OF_THE_RECIPE = ("hydra.", "resume", "stages", "experiment", "init_from")
+
+
+def run_stages(config: DictConfig, folder: Path, command_line: list[str]) -> None:
+    """Runs every stage that is not done; exits with the code of one that fails."""
+    before: str | None = config.init_from
+    done: dict[str, Any] = {}
+    for number, stage in enumerate(config.stages):
+        task = str(stage.get("task", "pretrain"))
+        place = folder / "stages" / f"{number}-{task}"
+        if not (place / ".hydra" / "config.yaml").is_file():
+            overrides = stage_overrides(config, stage, command_line, before)
+            composed = composed_stage(overrides)
+            check(composed, trusted(command_line))
+            freeze(composed, place, overrides)
+        log.info("stage %d of %d: %s in %s", number + 1, len(config.stages), task, place)
+        if (code := run_children([child_command(place)], [{}])) != 0:
+            raise SystemExit(code)
+        values = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
+        done |= {f"stage/{number}/{name}": value for name, value in values.items()}
+        before = str(place)
+    take_over(folder, Path(before or ""), done)
+
+
+def stage_overrides(
+    config: DictConfig, stage: DictConfig, command_line: list[str], before: str | None
+) -> list[str]:
+    """The recipe's experiment, then the stage's own, then those of the command line, which win."""
+    experiment = [o for o in command_line if o.startswith("experiment=")]
+    own = []
+    for key, value in OmegaConf.to_container(stage, resolve=False).items():  # type: ignore[union-attr]
+        text = legal(value) if isinstance(value, str) else json.dumps(value)
+        own.append(f"++{key}={text}" if "." in str(key) else f"{key}={text}")
+    typed = [o for o in command_line if not o.lstrip("+").startswith(OF_THE_RECIPE)]
+    start = [f"init_from={legal(before)}"] if before else []
+    return [*experiment, "stages=null", *own, *typed, *start]
+
+
+def composed_stage(overrides: list[str]) -> DictConfig:
+    """The configuration of one stage."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
+        return compose("config", overrides)
+
+
+def take_over(folder: Path, last: Path, done: dict[str, Any]) -> None:
+    """Makes the last stage's results those of the recipe, with the metrics of all stages beside them."""
+    values = json.loads((last / "metrics.json").read_text(encoding="utf-8"))
+    (folder / "metrics.json").write_text(json.dumps({**values, **done}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    for name in ("predictions.jsonl", "checkpoints", "export"):
+        source, target = last / name, folder / name
+        if not source.exists():
+            continue
+        if source.is_file():
+            shutil.copyfile(source, target)
+        else:
+            shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link, so that checkpoints are not stored twice; a copy where the filesystem has none."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,42 @@
+"""The end of a run in the terminal: what it reached, where things are, and what to type next."""
+
+import math
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from alignlab.callbacks.progress import clock
+
+LEFT_OUT = ("best/", "train/seconds", "train/tokens_per_second")
+
+
+def show_summary(folder: Path, values: dict[str, float | int | str]) -> None:
+    """Prints the results and the next commands."""
+    console = Console(stderr=True)
+    table = Table(title="Results", title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("metric")
+    table.add_column("last", justify="right")
+    table.add_column(f"best (step {values.get('best/step', '-')})", justify="right")
+    for name, value in sorted(values.items()):
+        if name.startswith(("val/", "test/")):
+            best = values.get(f"best/{name}", "" if name.startswith("val/") else value)
+            table.add_row(name, _text(value) if name.startswith("val/") else "", _text(best))
+    console.print(table)
+    seconds = float(values.get("train/seconds", math.nan))
+    speed = float(values.get("train/tokens_per_second", math.nan))
+    console.print(f"{clock(seconds)} of training, {speed:,.0f} tokens/s, {int(values['parameters']):,} parameters\n")
+    shown = Path(folder).resolve()
+    shown = shown.relative_to(Path.cwd()) if shown.is_relative_to(Path.cwd()) else shown
+    lines = [
+        ("run folder", str(shown)),
+        ("curves", f"tensorboard --logdir {shown.parent}"),
+        ("generate", f'alignlab generate {shown} "How do I"'),
+        ("go on longer", f"python train.py resume={shown} trainer.max_steps={2 * int(values.get('step', 0))}"),
+    ]
+    for name, text in lines:
+        console.print(f"[bold]{name:13}[/bold] {text}", highlight=False, soft_wrap=True)
+
+
+def _text(value: float | int | str) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,195 @@
+"""The abstract task: every hook of the trainer once. A task answers two questions: losses and evaluation.
+
+Unusual: a loss is a sum, and the batch says by which count of the whole optimizer step (over accumulation and ranks)
+it is divided, so that accumulation and ranks give the same step as one large batch. It knows nothing of data modules,
+files and configuration.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from alignlab.models.gpt import GPT
+from alignlab.optim import Optim
+from alignlab.text.tokenizer import Tokenizer
+
+
+class Term(NamedTuple):
+    """One part of a loss: a `sum` over this micro-batch's targets, to be divided by the step's count named `count`."""
+
+    sum: Tensor
+    count: str
+    weight: float = 1.0
+
+
+class NotFinite(RuntimeError):
+    """Training met non-finite losses or gradients too many times in a row."""
+
+
+class TaskModule(L.LightningModule, ABC):
+    """A GPT under training for one task.
+
+    `patience_not_finite` optimizer steps in a row may be skipped because the gradient is not finite; one more raises
+    NotFinite. With fp16 the loss scaler looks for its scale that way, so it may take more.
+    """
+
+    allowed_not_finite = 5
+    allowed_not_finite_fp16 = 30
+
+    def __init__(self, *, model: GPT, tokenizer: Tokenizer, optim: Optim) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.optim = optim
+        self.is_fresh = False
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+        self.trained_tokens = 0.0
+        self.read_tokens = 0
+        self.gradient_norm = 0.0
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, float] = {}
+
+    @abstractmethod
+    def losses(self, batch: Any) -> dict[str, Term]:
+        """The parts of the training loss of one micro-batch, by name."""
+
+    @abstractmethod
+    def evaluate(self, batch: Any, stage: str) -> None:
+        """Adds one batch to the metrics of `stage`, "val" or "test"."""
+
+    @abstractmethod
+    def results(self, stage: str) -> dict[str, float]:
+        """The metrics of `stage` over all batches since the last call, by name without the stage; resets them."""
+
+    @property
+    def expected_start(self) -> float | None:
+        """The loss that fresh weights give before the first step; None where it cannot be told."""
+        return None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss whose gradient, after the trainer's own averaging, is that of the whole optimizer step."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.sums.clear()
+        # the trainer divides by the micro-batches of a step, and averages gradients over ranks
+        undo = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        total: Tensor | None = None
+        for name, term in self.losses(batch).items():
+            part = term.sum * (term.weight * undo / batch.counts[term.count])
+            total = part if total is None else total + part
+            share = term.sum.detach() / batch.counts[term.count]
+            self.sums[name] = self.sums[name] + share if name in self.sums else share
+            if batch_idx % self.trainer.accumulate_grad_batches == 0:
+                self.trained_tokens += batch.counts[term.count]
+        self.read_tokens += batch.tokens
+        assert total is not None, "a task has at least one loss"
+        return total
+
+    def step_losses(self) -> dict[str, float]:
+        """The losses of the optimizer step just done, by name, over all its micro-batches and ranks."""
+        losses = torch.stack([value.float() for value in self.sums.values()])
+        if self.trainer.world_size > 1:
+            losses = self.trainer.strategy.reduce(losses, reduce_op="sum")
+        return dict(zip(self.sums, losses.tolist(), strict=True))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Adds a batch to the validation metrics."""
+        self.evaluate(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Adds a batch to the test metrics."""
+        self.evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test metrics."""
+        self._report("test")
+
+    def _report(self, stage: str) -> None:
+        # the metrics have been summed over ranks already, hence rank_zero_only without a second reduction
+        results = {f"{stage}/{name}": value for name, value in self.results(stage).items()}
+        self.log_dict(results, logger=False, batch_size=1, rank_zero_only=False)
+
+    def configure_model(self) -> None:
+        """Shards the weights over the ranks where the strategy asks for it (FSDP2)."""
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or self.is_sharded:
+            return
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.model.blocks:
+            fully_shard(block, mesh=mesh)
+        # the root stays gathered: unembedding follows its forward at once
+        fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
+        register_fsdp_forward_method(self.model, "unembed")
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights are spread over ranks."""
+        return any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer and its schedule over `trainer.max_steps` optimizer steps."""
+        optimizer = self.optim.build(
+            self.named_parameters(), depth_of=self.depth_of, depth=self.model.config.layers + 1
+        )
+        horizon = self.trainer.max_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optim.factor(step, horizon))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def depth_of(self, name: str) -> int:
+        """How far parameter `name` lies from the input: 0 embeddings, 1 to L blocks, L + 1 what follows them."""
+        parts = name.split(".")
+        if "blocks" in parts:
+            return int(parts[parts.index("blocks") + 1]) + 1
+        return 0 if parts[:2] in (["model", "embed"], ["model", "positions"]) else self.model.config.layers + 1
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measures the gradient, clips it, and drops it where it is not finite."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters:
+            return
+        norm = get_total_norm([p.grad for p in parameters], foreach=True)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.gradient_norm = float(norm)
+        if not torch.isfinite(norm):
+            self._skip(parameters)
+            return
+        self.skipped_in_a_row = 0
+        if gradient_clip_val is None or gradient_clip_val == 0:
+            return
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif self.gradient_norm > gradient_clip_val:
+            clip_grads_with_norm_(parameters, gradient_clip_val, norm, foreach=True)
+
+    def _skip(self, parameters: list[nn.Parameter]) -> None:
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        has_scaler = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        limit = self.allowed_not_finite_fp16 if has_scaler else self.allowed_not_finite
+        if self.skipped_in_a_row > limit:
+            raise NotFinite(
+                f"the gradient was not finite in {self.skipped_in_a_row} optimizer steps in a row, "
+                f"the last at step {self.trainer.global_step}; "
+                "expected finite numbers: lower optim.lr, or use trainer.precision=32-true"
+            )
+        if not has_scaler:  # the scaler skips the step itself, and needs to see the gradients
+            for parameter in parameters:
+                parameter.grad = None

@@ -1,0 +1,176 @@
+"""The trainer of a run: its horizon, its callbacks and how precision and strategy are chosen for the machine.
+
+Every argument of Lightning's Trainer passes through; those that count something else than optimizer steps, or would
+break exact resuming, are translated here. It knows nothing of tasks.
+"""
+
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from alignlab import checkpoint as files
+from alignlab.build import Parts, node
+from alignlab.callbacks.checkpoints import Checkpoints
+from alignlab.callbacks.progress import ProgressLine
+from alignlab.callbacks.record import Record
+from alignlab.callbacks.rhythm import Rhythm
+from alignlab.callbacks.stopwatch import Stopwatch
+from alignlab.callbacks.training_log import TrainingLog
+from alignlab.metrics import lower_is_better
+
+# arguments that this module or the data acts on, and does not pass on as they are
+OURS = ("_target_", "max_time", "max_epochs", "limit_train_batches", "overfit_batches", "enable_progress_bar", "logger")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """Those that the run itself asks afterwards."""
+
+    record: Record
+    checkpoints: Checkpoints
+    all: list[Callback]
+
+
+def ranks_of(config: DictConfig) -> int:
+    """Processes that train together."""
+    devices = config.trainer.get("devices", 1)
+    count = devices if isinstance(devices, int) and devices > 0 else None
+    if count is None:
+        count = len(devices) if not isinstance(devices, int | str) else max(1, torch.cuda.device_count())
+    return count * int(config.trainer.get("num_nodes", 1))
+
+
+def horizon_of(config: DictConfig, parts: Parts, ranks: int) -> int:
+    """Optimizer steps of the whole run."""
+    steps, epochs = config.trainer.get("max_steps"), config.trainer.get("max_epochs")
+    if epochs is not None and epochs > 0:
+        of_epochs = epochs * parts.data.steps_per_epoch(ranks)
+        return min(of_epochs, steps) if steps is not None and steps > 0 else of_epochs
+    if steps is None or steps < 0:
+        raise ValueError("neither trainer.max_steps nor trainer.max_epochs is set; expected one: the schedule needs it")
+    return steps
+
+
+def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dict[str, Any]) -> Callbacks:
+    """What every run does, what the configuration adds, and early stopping and averaging where asked for."""
+    horizon = position["horizon"]
+    every = config.eval_every or max(1, horizon // 10)
+    stopwatch = Stopwatch()
+    record = Record(
+        folder=folder, monitor=config.monitor, lower_is_better=lower_is_better(config.monitor), stopwatch=stopwatch
+    )
+    checkpoints = Checkpoints(
+        folder=folder / "checkpoints",
+        every=config.checkpoint_every or every,
+        keep=config.keep_checkpoints,
+        record=record,
+        identity={
+            "config": OmegaConf.to_container(config, resolve=True),
+            "model": parts.task.model.config.to_dict(),
+            "tokenizer": parts.task.tokenizer.state(),
+        },
+        position=position,
+    )
+    seconds = _seconds(config.trainer.get("max_time"))
+    training_log = TrainingLog(
+        every=config.trainer.get("log_every_n_steps") or 50, stopwatch=stopwatch, row_tokens=_row_tokens(parts)
+    )
+    all_of_them: list[Callback] = [training_log, record, Rhythm(every=every, seconds=seconds, checkpoints=checkpoints)]
+    all_of_them += [instantiate(extra, _convert_="all") for extra in (config.callbacks or {}).values()]
+    if config.ema is not None:
+        all_of_them.insert(0, EMAWeightAveraging(decay=config.ema))
+    if config.patience is not None:
+        mode = "min" if record.lower_is_better else "max"
+        all_of_them.append(EarlyStopping(config.monitor, patience=config.patience, mode=mode, check_finite=False))
+    if config.trainer.get("enable_progress_bar", True):
+        all_of_them.append(ProgressLine(training_log=training_log, console=Console(stderr=True)))
+    return Callbacks(record=record, checkpoints=checkpoints, all=[*all_of_them, checkpoints])
+
+
+def _row_tokens(parts: Parts) -> int:
+    return getattr(parts.data, "max_length", None) or parts.task.model.config.context
+
+
+def _seconds(value: Any) -> float | None:
+    """`max_time` in seconds: "DD:HH:MM:SS" or the keywords of a timedelta."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        days, hours, minutes, seconds = (int(part) for part in value.split(":"))
+        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+    return timedelta(**OmegaConf.to_container(value)).total_seconds()  # type: ignore[arg-type]
+
+
+def make_trainer(config: DictConfig, folder: Path, callbacks: list[Callback], horizon: int, purge_step: int) -> L.Trainer:
+    """Lightning's trainer for `horizon` optimizer steps; the logger drops what it holds from `purge_step` on."""
+    arguments = {name: value for name, value in config.trainer.items() if name not in OURS}
+    arguments["precision"] = resolve_precision(arguments.get("precision"), arguments.get("accelerator", "auto"))
+    arguments["strategy"] = resolve_strategy(arguments.get("strategy", "auto"), ranks_of(config))
+    loggers: Any = False
+    if config.logger and config.trainer.get("logger", True) is not False:
+        found: dict[str, Any] = {"save_dir": str(folder)}
+        if "TensorBoard" in config.logger["_target_"] and purge_step > 1:
+            found["purge_step"] = purge_step
+        loggers = node(config.logger, **found)
+    return L.Trainer(
+        **{
+            "num_sanity_val_steps": 0,
+            **OmegaConf.to_container(OmegaConf.create(arguments), resolve=True),  # type: ignore[dict-item]
+            "max_steps": horizon,
+            "max_epochs": -1,
+            "val_check_interval": sys.maxsize,
+            "check_val_every_n_epoch": None,
+            "logger": loggers,
+            "callbacks": callbacks,
+            "plugins": [files.CheckpointFiles()],
+            "default_root_dir": str(folder),
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+        }
+    )
+
+
+def resolve_precision(asked: str | int | None, accelerator: str) -> str | int | None:
+    """None is bf16-mixed where the device multiplies bf16 natively, 16-mixed on older GPUs, else 32-true."""
+    if asked is not None:
+        return asked
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if accelerator == "mps" or (accelerator in ("gpu", "auto") and torch.backends.mps.is_available()):
+        return "32-true"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def resolve_strategy(asked: Any, ranks: int) -> Any:
+    """`fsdp` is FSDP2, whose checkpoints are one file; on one device both it and ddp are plain training."""
+    if ranks == 1 and asked in ("ddp", "fsdp"):
+        return "auto"
+    if asked == "fsdp":
+        strategy: Strategy = ModelParallelStrategy(
+            data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+        return strategy
+    return asked
+
+
+def require_device(config: DictConfig) -> None:
+    """Raises ValueError where the trainer asks for a GPU that this machine does not have, before anything is read."""
+    accelerator = config.trainer.get("accelerator", "auto")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        raise ValueError("trainer.accelerator is gpu, but this machine has no GPU that torch can use; use trainer=cpu")
+    devices = config.trainer.get("devices", 1)
+    if accelerator in ("gpu", "cuda") and isinstance(devices, int) and devices > max(1, torch.cuda.device_count()):
+        raise ValueError(f"trainer.devices is {devices}; this machine has {torch.cuda.device_count()} GPU")

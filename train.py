@@ -1,0 +1,44 @@
+"""Train: compose the configuration, build, fit, test, record. `python train.py --help` lists every option."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from alignlab.commandline import check, guard, prepare, trusted
+from alignlab.folders import assign_folder, resumed
+
+CONF = Path(__file__).parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def job(config: DictConfig) -> float | None:
+    """One composed run; in a sweep one of its jobs. Returns the best value of the monitored metric."""
+    with guard():
+        runtime = HydraConfig.get()
+        overrides = list(runtime.overrides.task)
+        check(config, trusted(overrides))
+        from alignlab.launch import train  # after the checks: this imports torch
+
+        return train(config, Path(runtime.runtime.output_dir), overrides)
+
+
+def main() -> None:
+    """The command line."""
+    with guard():
+        arguments = prepare(sys.argv[1:])
+        if (run := resumed(arguments)) is not None:
+            config, folder, overrides = run
+            check(config)
+            from alignlab.launch import train
+
+            train(config, folder, overrides)
+            return
+        sys.argv[1:] = assign_folder(arguments, CONF)
+        job()
+
+
+if __name__ == "__main__":
+    main()
