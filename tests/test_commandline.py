@@ -156,6 +156,8 @@ def test_nasty_names_arrive_byte_for_byte_in_a_list(composed):
     plain = [name for name in NASTY if not set("[](){},'\"") & set(name)]
     assert composed(f"data.train=[{','.join(plain)}]").data.train == plain
     assert composed("data.train=[x[1].txt,(copy) é.txt]").data.train == ["x[1].txt", "(copy) é.txt"]
+    assert composed("data.train=['a,b.txt', 数.txt]").data.train == ["a,b.txt", "数.txt"]
+    assert composed("data.columns={source: 'a,b', target: 译文}").data.columns == {"source": "a,b", "target": "译文"}
 
 
 @pytest.mark.parametrize("value", LEGAL)
@@ -287,8 +289,8 @@ def test_inheritance_is_read_from_the_source_of_torch(mistake):
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "torch.load", "alignlab.commandline.checking.os.system", "alignlab.nothing", "alignlab.types.Range.x",
-     "lightning.pytorch.callbacks.os", "lightning.pytorch.Trainer.fit.x", "alignlab", "shapes2.Files"],
+    ["os.system", "torch.load", "alignlab.commandline.checking.os.system", "alignlab.nothing",
+     "alignlab.models.config.dataclass", "alignlab.types.Range.x", "lightning.pytorch.callbacks.os", "lightning.pytorch.Trainer.fit.x", "alignlab", "shapes2.Files"],
 )  # fmt: skip
 def test_targets_outside_are_refused(mistake, target):
     assert f"x._target_ is {target}" in mistake("data.train=x", f"+x={{_target_: {target}}}")

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 
 from alignlab.errors import UserError, closest
 
+_BEFORE_QUOTE = ("", "[", "{", "(", ",", ":", "=")  # elsewhere it is the apostrophe of a word
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -67,7 +68,7 @@ def split(text: str) -> list[str] | None:
     for at, character in enumerate(text):
         if inside:
             inside = "" if character == inside and text[at - 1] != "\\" else inside
-        elif character in "'\"" and not text[start:at].strip(" [{("):  # an apostrophe within a word is no quote
+        elif character in "'\"" and text[:at].rstrip()[-1:] in _BEFORE_QUOTE:
             inside = character
         elif character in _CLOSING:
             waiting.append(_CLOSING[character])
