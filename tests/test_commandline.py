@@ -290,7 +290,8 @@ def test_inheritance_is_read_from_the_source_of_torch(mistake):
 @pytest.mark.parametrize(
     "target",
     ["os.system", "torch.load", "alignlab.commandline.checking.os.system", "alignlab.nothing",
-     "alignlab.models.config.dataclass", "alignlab.types.Range.x", "lightning.pytorch.callbacks.os", "lightning.pytorch.Trainer.fit.x", "alignlab", "shapes2.Files"],
+     "alignlab.models.config.dataclass", "alignlab.types.Range.x",
+     "lightning.pytorch.callbacks.os", "lightning.pytorch.Trainer.fit.x", "alignlab", "shapes2.Files"],
 )  # fmt: skip
 def test_targets_outside_are_refused(mistake, target):
     assert f"x._target_ is {target}" in mistake("data.train=x", f"+x={{_target_: {target}}}")

@@ -77,6 +77,8 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("alignlab"):
         package = error.name.split(".")[0]
         return f"the package {package} is not installed\npip install {package.replace('_', '-')}"
+    if isinstance(error, ConnectionError):  # a process of ours died: where it did matters
+        return None
     if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, ValueError) and _is_told(error):

@@ -119,8 +119,10 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list[Callback], ho
     loggers: Any = False
     if config.logger and config.trainer.get("logger", True) is not False:
         found: dict[str, Any] = {"save_dir": str(folder)}
-        if "TensorBoard" in config.logger["_target_"] and purge_step > 1:
+        if purge_step > 1 and "TensorBoard" in config.logger["_target_"]:
             found["purge_step"] = purge_step
+        elif purge_step > 1:  # the table of a run that goes on would be written over
+            found["version"] = f"{config.logger.get('version', 'log')}-from-step-{purge_step}"
         loggers = node(config.logger, **found)
     return L.Trainer(
         **{

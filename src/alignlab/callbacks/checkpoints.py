@@ -47,6 +47,11 @@ class Checkpoints(Callback):
             self.save(trainer, "best.ckpt")
         self.save(trainer, "last.ckpt")
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes last.ckpt after the last step where no validation did."""
+        if self.saved_step != trainer.global_step:
+            self.save(trainer, "last.ckpt")
+
     def save(self, trainer: L.Trainer, name: str) -> None:
         """Writes one file; every rank must call it. Raises NotFinite where a weight is not finite."""
         with self.record.stopwatch.paused():

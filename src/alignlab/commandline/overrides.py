@@ -7,8 +7,10 @@ the name is an argument of the class is told by `checking.check`, from the class
 import itertools
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from hydra.core.override_parser.types import ChoiceSweep, Override
 
@@ -36,19 +38,25 @@ def prepare(argv: Sequence[str], conf: Path | None = None) -> list[str]:
         return list(argv)
     flags, overrides = separate(argv)
     if "--version" in flags:
-        print(version())
-        raise SystemExit(0)
+        _answer(version())
     folders = [Path(value) for flag, value in itertools.pairwise(flags) if flag in ("-cd", "--config-dir")]
     tree = Tree(conf or conf_folder(), *folders)
     if {"-h", "--help"} & set(flags):
-        print(page(tree, overrides))
-        raise SystemExit(0)
+        _answer(page(tree, overrides))
     multirun = bool({"-m", "--multirun"} & set(flags)) or "hydra.mode=MULTIRUN" in overrides
     # Another root or another search path: its groups and names are not those of our conf folder.
     foreign = bool({"-cp", "--config-path", "-cn", "--config-name"} & set(flags)) or any(
         override.lstrip("+").startswith("hydra.searchpath=") for override in overrides
     )
     return flags + [_prepared(override, None if foreign else tree, multirun) for override in overrides]
+
+
+def _answer(text: str) -> NoReturn:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `--help | head` has read enough; Python would complain once more at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(0)
 
 
 def separate(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -36,7 +36,7 @@ def page(tree: Tree, overrides: Sequence[str] = ()) -> str:
     """The help page; a group that `overrides` chooses shows the arguments of that choice."""
     chosen = dict(override.split("=", 1) for override in overrides if "=" in override)
     columns = min(shutil.get_terminal_size((110, 24)).columns, 120)
-    groups = list(tree.groups.values())
+    groups = [group for group in tree.groups.values() if "${" not in group.default]  # those follow another choice
     lines = ["AlignLab: pretrain a GPT, or import one, and align it to a task.", ""]
     lines += ["  python train.py [GROUP=CHOICE ...] [GROUP.ARGUMENT=VALUE ...] [OPTION=VALUE ...]", ""]
     lines += ["Groups (* is the default)", *_rows([_group_row(group) for group in groups], columns), ""]

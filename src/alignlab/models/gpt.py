@@ -38,7 +38,8 @@ class Norm(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.is_layer:
             return F.layer_norm(hidden, self.size, self.weight, self.bias, self.eps)
-        return F.rms_norm(hidden, self.size, self.weight, self.eps)
+        # one type for both: with two, torch leaves its fused kernel
+        return F.rms_norm(hidden, self.size, self.weight.to(hidden.dtype), self.eps)
 
 
 class Attention(nn.Module):

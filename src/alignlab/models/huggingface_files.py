@@ -16,7 +16,7 @@ from torch import Tensor
 
 from alignlab.models.huggingface_config import read_json
 
-BLOCK_BYTES = 16 * 1024 * 1024
+BLOCK_BYTES = 4 * 1024 * 1024
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -31,7 +31,7 @@ class Stored:
     start: int  # bytes from the start of the file
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Row number and rows (R, N), about 16 MB at a time; a vector is one row. The next block overwrites the last.
+        """Row number and rows (R, N), about 4 MB at a time; a vector is one row. The next block overwrites the last.
 
         Raises ValueError for a dtype that is not a float.
         """
