@@ -1,6 +1,6 @@
 """Seconds of our `generate` over those of `transformers.generate`, same weights' shape, equal precision, interleaved.
 
-    python benchmarks/generation.py                                 # nano: 4 layers, 128 wide, 4,096 tokens, batch 1 and 32
+    python benchmarks/generation.py                                 # nano: 4 layers, 128 wide; batch 1 and 32
     python benchmarks/generation.py --folder smollm2 --dtype bfloat16 --tokens 32 --batches 1,8
     python benchmarks/generation.py --folder smollm2 --beams        # beams of 4 against greedy over equal rows
 
@@ -55,14 +55,16 @@ def theirs(model, prompts: torch.Tensor, sampling: Sampling) -> Callable[[], lis
     return run
 
 
-def medians(contestants: dict[str, Callable[[], list[list[int]]]], rounds: int) -> dict[str, float]:
+def medians(
+    contestants: dict[str, Callable[[], list[list[int]]]], rounds: int, clock: Callable[[], float]
+) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         for name, run in contestants.items():
-            started = time.perf_counter()
+            started = clock()
             run()
             if number > 0:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--beams", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, for a busy machine; with --threads 1")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     folder, dtype = given.folder or nano_folder(), getattr(torch, given.dtype)
@@ -96,9 +99,10 @@ def main() -> None:
             same = "" if name == "sampled" else f", same ids {_agreement(runs):.0%}"
             if name == "beam 4":  # equal rows: 4 beams of a prompt, or 4 prompts
                 runs["greedy"] = ours(model, prompts.repeat(4, 1), greedy)
-            seconds = medians(runs, given.rounds)
+            seconds = medians(runs, given.rounds, time.process_time if given.cpu_time else time.perf_counter)
             speed = batch * given.tokens / seconds["ours"]
-            line = f"batch {batch:3d} {name:8s} {speed:8.0f} tokens/s, theirs / ours {seconds['theirs'] / seconds['ours']:.2f}{same}"
+            ratio = seconds["theirs"] / seconds["ours"]
+            line = f"batch {batch:3d} {name:8s} {speed:8.0f} tokens/s, theirs / ours {ratio:.2f}{same}"
             if "greedy" in seconds:
                 line += f", beams / greedy at equal rows {seconds['ours'] / seconds['greedy']:.2f}"
             print(line, flush=True)
