@@ -5,7 +5,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from alignlab.commandline import check, guard, prepare, trusted
 from alignlab.folders import assign_folder, resumed
@@ -18,7 +18,7 @@ def job(config: DictConfig) -> float | None:
     """One composed run; in a sweep one of its jobs. Returns the best value of the monitored metric."""
     with guard():
         runtime = HydraConfig.get()
-        overrides = list(runtime.overrides.task)
+        overrides = OmegaConf.to_container(runtime.overrides.task, resolve=False)
         check(config, trusted(overrides))
         from alignlab.launch import train  # after the checks: this imports torch
 
@@ -31,7 +31,7 @@ def main() -> None:
         arguments = prepare(sys.argv[1:])
         if (run := resumed(arguments)) is not None:
             config, folder, overrides = run
-            check(config)
+            check(config, trusted(overrides))
             from alignlab.launch import train
 
             train(config, folder, overrides)

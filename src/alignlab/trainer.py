@@ -113,7 +113,8 @@ def _seconds(value: Any) -> float | None:
 
 def make_trainer(config: DictConfig, folder: Path, callbacks: list[Callback], horizon: int, purge_step: int) -> L.Trainer:
     """Lightning's trainer for `horizon` optimizer steps; the logger drops what it holds from `purge_step` on."""
-    arguments = {name: value for name, value in config.trainer.items() if name not in OURS}
+    plain: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    arguments = {name: value for name, value in plain.items() if name not in OURS}
     arguments["precision"] = resolve_precision(arguments.get("precision"), arguments.get("accelerator", "auto"))
     arguments["strategy"] = resolve_strategy(arguments.get("strategy", "auto"), ranks_of(config))
     loggers: Any = False
@@ -127,7 +128,7 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list[Callback], ho
     return L.Trainer(
         **{
             "num_sanity_val_steps": 0,
-            **OmegaConf.to_container(OmegaConf.create(arguments), resolve=True),  # type: ignore[dict-item]
+            **arguments,
             "max_steps": horizon,
             "max_epochs": -1,
             "val_check_interval": sys.maxsize,

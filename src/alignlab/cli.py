@@ -1,0 +1,66 @@
+"""`alignlab VERB ...`: what is done around training."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from alignlab import __version__
+from alignlab.errors import guard
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; exits with 2 and a short message for a mistake."""
+    with guard():
+        parsed = parser().parse_args(arguments)
+        parsed.act(parsed)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb and its options."""
+    top = argparse.ArgumentParser(prog="alignlab", description="What is done around training; train.py trains.")
+    top.add_argument("--version", action="version", version=f"alignlab {__version__}")
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+    verb = verbs.add_parser("generate", help="continue a prompt", description="Continue prompts with a trained model.")
+    verb.add_argument("model", metavar="RUN", help="a run folder, a checkpoint, a Hugging Face folder or hub:org/name")
+    verb.add_argument("prompts", metavar="PROMPT", nargs="+", help="texts to continue; - reads one a line from stdin")
+    verb.add_argument("--max-new-tokens", type=int, default=200, help="tokens at most (default: %(default)s)")
+    verb.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: %(default)s)")
+    verb.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest; 0: off")
+    verb.add_argument("--top-p", type=float, default=0.95, help="draw among the likeliest that sum to p; 1: off")
+    verb.add_argument("--min-p", type=float, default=0.0, help="share of the likeliest one's probability; 0: off")
+    verb.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeat less; 1: off")
+    verb.add_argument("--samples", type=int, default=1, help="continuations of each prompt")
+    verb.add_argument("--stop", action="append", default=[], help="a text that ends a continuation; may be repeated")
+    verb.add_argument("--beams", type=int, default=1, help="beam search with so many beams, at temperature 0")
+    verb.add_argument("--seed", type=int, default=None, help="draw the same again")
+    verb.add_argument("--device", default=None, help="cpu, cuda ... (default: cuda where there is one)")
+    verb.set_defaults(act=generate)
+    return top
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Prints each continuation after its prompt; a single one as it is written."""
+    import torch
+
+    from alignlab.model import load
+
+    prompts = [line.rstrip("\n") for line in sys.stdin] if options.prompts == ["-"] else options.prompts
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(options.model, device=device)
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "samples", "beams", "seed")
+    sampling = {name: getattr(options, name) for name in names}
+    if options.beams > 1:
+        sampling["temperature"] = 0.0
+    is_single = len(prompts) * options.samples == 1 and options.beams == 1 and not options.stop
+    if is_single:
+        print(prompts[0], end="", flush=True)
+        model.generate(prompts, on_text=lambda _, piece: print(piece, end="", flush=True), **sampling)
+        print()
+        return
+    texts = model.generate(prompts, stop=tuple(options.stop), **sampling)
+    for number, text in enumerate(texts):
+        print(f"{prompts[number // options.samples]}{text}\n{'-' * 40}")
+
+
+if __name__ == "__main__":
+    main()

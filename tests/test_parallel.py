@@ -1,0 +1,27 @@
+"""Law 1 across processes: two gloo ranks, with all weights on each (DDP) or shared out (FSDP2), equal one process."""
+
+from pathlib import Path
+
+import pytest
+
+from alignlab import checkpoint as files
+from tests.conftest import ROOT, TINY, train
+from tests.test_laws import SGD, UNEVEN, largest_difference
+
+COMMON = (*TINY, *SGD, *UNEVEN, "trainer.max_steps=3", "test=false")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_are_one_process(strategy: str, tmp_path: Path, corpus: Path) -> None:
+    assert ROOT.is_dir()
+    data = ("data=files", f"data.train={corpus}")
+    one = train(*data, *COMMON, "datamodule.batch_size=8", "hydra.run.dir=one", folder=tmp_path)
+    assert one.returncode == 0, one.stderr
+    two = train(
+        *data, *COMMON, "datamodule.batch_size=4", f"trainer={strategy}", "trainer.accelerator=cpu",
+        "hydra.run.dir=two", folder=tmp_path,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("one", "two"))
+    assert largest_difference(whole["state_dict"], parts["state_dict"]) < 1e-6
+    assert len(parts["rng"]) == 2
