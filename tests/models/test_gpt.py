@@ -91,6 +91,17 @@ def test_selected_rows_go_on_as_themselves(model: GPT, ids: Tensor) -> None:
     assert_close(decoded, logits(model, ids)[[2, 0, 2, 1], 8:], **CLOSE)
 
 
+def test_selected_rows_of_a_left_padded_batch_keep_their_positions(model: GPT, ids: Tensor) -> None:
+    prompts, documents = left_padded(ids)
+    cache = empty_cache(model, rows=3)
+    logits(model, prompts, documents=documents, cache=cache)
+    cache.select(torch.tensor([1, 0]))
+    decoded = logits(model, ids[[1, 0], 9:], cache=cache)
+    for place, row in enumerate((1, 0)):
+        alone = logits(model, torch.cat((ids[row, : LENGTHS[row]], ids[row, 9:]))[None])[0, LENGTHS[row] :]
+        assert_close(decoded[place], alone, **CLOSE)
+
+
 @pytest.mark.parametrize("moment", [1, 6, 11])
 def test_a_logit_does_not_see_later_tokens(model: GPT, ids: Tensor, moment: int) -> None:
     changed = ids.clone()

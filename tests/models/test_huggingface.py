@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, noisy
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from alignlab.models.huggingface_config import read_config
 from alignlab.models.huggingface_export import ClassificationHead, verify, write_folder
 from alignlab.models.huggingface_family import families, family
 from alignlab.models.huggingface_files import BLOCK_BYTES
+from tests.models.architectures import ARCHITECTURES, noisy
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, noisy
 from torch import Tensor
 
 from alignlab.models.config import GPTConfig
@@ -17,6 +16,7 @@ from alignlab.models.huggingface import from_folder, load_weights, places, store
 from alignlab.models.huggingface_config import read_config, read_json, read_labels
 from alignlab.models.huggingface_export import ClassificationHead, SpanHead, verify, write_folder
 from alignlab.models.huggingface_family import families, to_fields
+from tests.models.architectures import ARCHITECTURES, noisy
 
 transformers = pytest.importorskip("transformers")
 
@@ -225,7 +225,7 @@ def test_a_sharded_bf16_folder_equals_the_rounded_model(ids: Tensor, tmp_path: P
 
 @pytest.mark.parametrize("name", ["llama_8b", "gpt2_xl", "qwen3_0_6b"])
 def test_the_layout_of_a_large_model_equals_that_of_transformers(name: str) -> None:
-    from test_presets import PUBLISHED, preset
+    from tests.models.test_presets import PUBLISHED, preset
 
     config = GPTConfig(**preset(name), vocabulary=PUBLISHED[name][0])
     family = families(config)[0]
