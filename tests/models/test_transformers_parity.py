@@ -16,6 +16,7 @@ from alignlab.models.huggingface import from_folder, load_weights, places, store
 from alignlab.models.huggingface_config import read_config, read_json, read_labels
 from alignlab.models.huggingface_export import ClassificationHead, SpanHead, verify, write_folder
 from alignlab.models.huggingface_family import families, to_fields
+from alignlab.models.rotary import attention_factor, rotary_frequencies
 from tests.models.architectures import ARCHITECTURES, noisy
 
 transformers = pytest.importorskip("transformers")
@@ -221,6 +222,30 @@ def test_a_sharded_bf16_folder_equals_the_rounded_model(ids: Tensor, tmp_path: P
     assert differ(again(ids).logits, original(ids).logits) < 1e-4
     assert read_json(tmp_path / "out" / "config.json")["dtype"] == "bfloat16"
     assert verify(ours, tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize(
+    ("base", "settings"),
+    [
+        (1e6, {"factor": 4.0, "original_max_position_embeddings": 32_768}),  # as Qwen2.5 and Qwen3 advise
+        (1e4, {"factor": 2.0, "original_max_position_embeddings": 4_096, "beta_fast": 16.0, "beta_slow": 2.0}),
+        (1e4, {"factor": 2.0, "original_max_position_embeddings": 4_096, "truncate": False}),
+        (1e4, {"factor": 8.0, "original_max_position_embeddings": 4_096, "mscale": 0.7, "mscale_all_dim": 1.2}),
+        (1e2, {"factor": 8.0, "original_max_position_embeddings": 1_000_000, "beta_fast": 1e5}),  # a bound is cut
+    ],
+)
+def test_yarn_turns_as_in_transformers(base: float, settings: dict[str, Any]) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {"rope_type": "yarn", "rope_theta": base, **settings}
+    theirs = transformers.LlamaConfig(
+        **SIZE | {"head_dim": 64, "max_position_embeddings": 8_000_000}, rope_parameters=rope
+    )
+    frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, "cpu")
+    scaling = {"rope_type": "yarn", **settings}
+    ours = GPTConfig(layers=1, width=64, heads=1, rope_base=base, rope_scaling=scaling)
+    torch.testing.assert_close(rotary_frequencies(ours), frequencies, rtol=1e-6, atol=0)
+    assert attention_factor(scaling) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("name", ["llama_8b", "gpt2_xl", "qwen3_0_6b"])
