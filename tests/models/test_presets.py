@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
+from alignlab.models.huggingface_family import family
 
 PRESETS = Path(__file__).parents[2] / "conf" / "model"
 PUBLISHED = {  # vocabulary, parameters; ours are counted with a vocabulary of 4,096
@@ -52,3 +53,10 @@ def test_a_preset_repeats_no_default_and_has_no_dropout() -> None:
         for key, value in preset(name).items():
             assert value != getattr(smallest, key) or key in ("layers", "width", "heads"), (name, key)
         assert "dropout" not in preset(name)
+
+
+def test_every_preset_can_be_exported() -> None:
+    exported = {name: family(GPTConfig(**preset(name))) for name in PUBLISHED}
+    ours = {"nano": "qwen3", "tiny": "qwen3", "small": "qwen3", "qwen3_0_6b": "qwen3"}
+    llama = dict.fromkeys(("smollm2_135m", "llama_1b", "llama_8b"), "llama")
+    assert exported == ours | llama | {name: "gpt2" for name in PUBLISHED if name.startswith("gpt2")}
