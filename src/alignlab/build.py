@@ -19,21 +19,11 @@ from alignlab.data.module import TextData
 from alignlab.folders import checkpoint_of
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
+from alignlab.origin import Origin, base_of, origin_of
 from alignlab.tasks.task import TaskModule
-from alignlab.text.tokenizer import Tokenizer
+from alignlab.tuning import Report
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What a run starts from: weights, architecture and tokenizer of an earlier run or a Hugging Face folder."""
-
-    path: str
-    config: GPTConfig
-    tokenizer: Tokenizer
-    weights: dict[str, torch.Tensor]  # keys of the GPT
-    heads: dict[str, torch.Tensor]  # weights beside the GPT, of the task that trained it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,54 +33,14 @@ class Parts:
     task: TaskModule
     data: TextData
     facts: dict[str, str | int | float]
+    report: Report  # which weights learn
+    base: dict[str, str] | None  # path and fingerprint of the weights that checkpoints leave out
+    lora_scale: float | None  # of low-rank layers
 
 
 def node(config: DictConfig, **found: Any) -> Any:
     """The object of one configuration node, given what was `found` beside it."""
     return instantiate(config, _partial_=True, _convert_="all")(**found)
-
-
-def origin(place: str) -> Origin:
-    """Reads what `init_from=place` names: a run folder, a checkpoint, a Hugging Face folder, or hub:org/name."""
-    if place.startswith("hub:"):
-        return _from_hugging_face(_download(place.removeprefix("hub:")), place)
-    if (Path(place) / "config.json").is_file():
-        return _from_hugging_face(Path(place), place)
-    return origin_of(files.read(checkpoint_of(place)), place)
-
-
-def origin_of(checkpoint: dict[str, Any], place: str) -> Origin:
-    """What `checkpoint`, read from `place`, holds for another run to start from."""
-    model = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
-    heads = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("model.")}
-    return Origin(
-        path=place,
-        config=GPTConfig.from_dict(checkpoint["model"]),
-        tokenizer=Tokenizer.from_state(checkpoint["tokenizer"]),
-        weights=model,
-        heads=heads,
-    )
-
-
-def _from_hugging_face(folder: Path, place: str) -> Origin:
-    from alignlab.models.huggingface import from_folder
-
-    model, heads = from_folder(folder)
-    tokenizer = Tokenizer.from_folder(folder)
-    if tokenizer.vocab_size > (model.config.vocabulary or 0):
-        raise ValueError(
-            f"the tokenizer of {place} has {tokenizer.vocab_size} entries, its embedding only "
-            f"{model.config.vocabulary}; expected a folder whose tokenizer and weights belong together"
-        )
-    return Origin(path=place, config=model.config, tokenizer=tokenizer, weights=model.state_dict(), heads=heads)
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
-    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
-    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
 
 
 def architecture(config: DictConfig, start: Origin | None, vocabulary: int, command_line: list[str]) -> GPTConfig:
@@ -136,7 +86,13 @@ def build(config: DictConfig, start: Origin | None, *, command_line: list[str] |
     task.is_fresh = start is None
     if start is None and model_config.vocabulary != tokenizer.vocab_size:
         raise ValueError(f"model.vocabulary is {model_config.vocabulary}; the tokenizer has {tokenizer.vocab_size}")
-    return Parts(task=task, data=data, facts={**rows.facts(), **data.facts()})
+    tuning = instantiate(config.tuning, _convert_="all")
+    report = tuning.apply(task)
+    base = base_of(start) if start is not None and config.init_from and report.frozen else None
+    if base is not None:
+        task.left_to_base = report.frozen
+    facts = {**rows.facts(), **data.facts()}
+    return Parts(task=task, data=data, facts=facts, report=report, base=base, lora_scale=tuning.lora_scale)
 
 
 def load_weights(model: GPT, weights: dict[str, torch.Tensor]) -> None:
@@ -154,14 +110,14 @@ def load(path: str) -> TaskModule:
     if (Path(path) / "config.json").is_file():
         raise ValueError(f"{path} is a Hugging Face folder; expected a run folder or a checkpoint")
     checkpoint = files.read(checkpoint_of(path))
-    return from_checkpoint(checkpoint)
+    return from_checkpoint(checkpoint, path)
 
 
-def from_checkpoint(checkpoint: dict[str, Any]) -> TaskModule:
-    """The task that `checkpoint` holds, in evaluation mode."""
+def from_checkpoint(checkpoint: dict[str, Any], place: str) -> TaskModule:
+    """The task that `checkpoint`, read from `place`, holds, in evaluation mode; what an adapter learned is merged."""
+    start = origin_of(checkpoint, place)
     config = OmegaConf.create(checkpoint["config"])
-    model = GPT(GPTConfig.from_dict(checkpoint["model"]))
-    tokenizer = Tokenizer.from_state(checkpoint["tokenizer"])
-    task = node(config.task, model=model, tokenizer=tokenizer, optim=instantiate(config.optim, _convert_="all"))
-    task.load_state_dict(checkpoint["state_dict"])
+    optim = instantiate(config.optim, _convert_="all")
+    task = node(config.task, model=GPT(start.config), tokenizer=start.tokenizer, optim=optim)
+    task.load_state_dict({**{f"model.{name}": value for name, value in start.weights.items()}, **start.heads})
     return task.eval()

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from alignlab.batch import IGNORED
-from alignlab.build import origin
 from alignlab.generate import Generation, Sampling
 from alignlab.generate.engine import generate_all
 from alignlab.losses import token_log_probs
 from alignlab.models.gpt import GPT
+from alignlab.origin import origin
 from alignlab.text.tokenizer import Tokenizer
 
 

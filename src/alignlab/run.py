@@ -13,7 +13,8 @@ import torch
 from omegaconf import DictConfig
 
 from alignlab import checkpoint as files
-from alignlab.build import Parts, build, origin, origin_of
+from alignlab.build import Parts, build
+from alignlab.origin import origin, origin_of
 from alignlab.summary import show_summary
 from alignlab.trainer import Callbacks, horizon_of, make_callbacks, make_trainer, ranks_of, require_device
 
@@ -28,7 +29,7 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     newest = files.newest_good(folder / "checkpoints")
     checkpoint = files.read(newest) if newest is not None else None
     if checkpoint is not None:
-        start = origin_of(checkpoint, str(newest))
+        start = origin_of(checkpoint, str(newest), resumes=True)
     else:
         start = origin(config.init_from) if config.init_from else None
     parts = build(config, start, command_line=command_line)
@@ -79,12 +80,12 @@ def _compare(now: dict[str, Any], before: dict[str, Any], allowed: Any) -> None:
 
 def _describe(config: DictConfig, parts: Parts, trainer: L.Trainer, horizon: int) -> None:
     model = parts.task.model
-    learning = sum(p.numel() for p in parts.task.parameters() if p.requires_grad)
     for name, value in parts.facts.items():
         log.info("data  %s: %s", name, f"{value:,}" if isinstance(value, int) else value)
     per_epoch = parts.data.steps_per_epoch(trainer.world_size)
-    log.info("model  %s parameters, %s learn; vocabulary %d, context %d", f"{model.parameter_count():,}",
-             f"{learning:,}", model.config.vocabulary, model.config.context)
+    log.info("model  %s parameters; vocabulary %d, context %d", f"{model.parameter_count():,}",
+             model.config.vocabulary, model.config.context)
+    log.info("tuning  %s", parts.report)
     log.info("training  %d steps, %d an epoch; %s on %d x %s", horizon, per_epoch, trainer.precision,
              trainer.world_size, trainer.strategy.root_device.type)
 
@@ -106,7 +107,7 @@ def _finish(config: DictConfig, parts: Parts, trainer: L.Trainer, callbacks: Cal
         "trained_tokens": int(task.trained_tokens),
         "skipped_steps": task.skipped_steps,
         "parameters": task.model.parameter_count(),
-        "trained_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
+        "trained_parameters": parts.report.learned_parameters,
         "step": trainer.global_step,
     }
     record.write(trainer)
@@ -114,7 +115,7 @@ def _finish(config: DictConfig, parts: Parts, trainer: L.Trainer, callbacks: Cal
     if not best.is_file() and trainer.is_global_zero:  # without a validation split the last is the best there is
         best.write_bytes((callbacks.checkpoints.folder / "last.ckpt").read_bytes())
     if config.test and parts.data.examples("test") is not None:
-        task.load_state_dict(files.read(best)["state_dict"])
+        task.load_state_dict(task.completed(files.read(best)["state_dict"]))
         results = trainer.test(task, datamodule=parts.data, verbose=False)
         record.values |= {name: value for result in results for name, value in result.items()}
         record.write(trainer)

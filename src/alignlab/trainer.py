@@ -26,6 +26,7 @@ from alignlab.callbacks.record import Record
 from alignlab.callbacks.rhythm import Rhythm
 from alignlab.callbacks.stopwatch import Stopwatch
 from alignlab.callbacks.training_log import TrainingLog
+from alignlab.callbacks.unfreezing import Unfreezing
 from alignlab.metrics import lower_is_better
 
 # arguments that this module or the data acts on, and does not pass on as they are
@@ -78,6 +79,8 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
             "config": OmegaConf.to_container(config, resolve=True),
             "model": parts.task.model.config.to_dict(),
             "tokenizer": parts.task.tokenizer.state(),
+            "base": parts.base,
+            "lora_scale": parts.lora_scale,
         },
         position=position,
     )
@@ -89,6 +92,8 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
     all_of_them += [instantiate(extra, _convert_="all") for extra in (config.callbacks or {}).values()]
     if config.ema is not None:
         all_of_them.insert(0, EMAWeightAveraging(decay=config.ema))
+    if (unfreeze_every := config.tuning.get("unfreeze_every")) is not None:
+        all_of_them.append(Unfreezing(every=unfreeze_every, learning=parts.report.learning))
     if config.patience is not None:
         mode = "min" if record.lower_is_better else "max"
         all_of_them.append(EarlyStopping(config.monitor, patience=config.patience, mode=mode, check_finite=False))

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from alignlab import checkpoint as files
 from alignlab.callbacks.record import Record
-from alignlab.tasks.task import NotFinite
+from alignlab.tasks.task import NotFinite, TaskModule
 
 
 class Checkpoints(Callback):
@@ -56,6 +56,11 @@ class Checkpoints(Callback):
         """Writes one file; every rank must call it. Raises NotFinite where a weight is not finite."""
         with self.record.stopwatch.paused():
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            task = trainer.lightning_module
+            assert isinstance(task, TaskModule)
+            for part in ("state_dict", "current_model_state"):  # the second with a moving average
+                if part in checkpoint:
+                    checkpoint[part] = task.kept(checkpoint[part])
             if bad := files.not_finite(checkpoint["state_dict"]):
                 raise NotFinite(
                     f"weights are not finite after step {trainer.global_step}: {', '.join(bad[:3])}; not saved. "

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from alignlab.batch import TextBatch
 from alignlab.generate import Sampling, generate
 from alignlab.tasks.task import TaskModule
+from alignlab.tuning.lora import merged
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,10 @@ class Samples(Callback):
     @torch.no_grad()
     def _texts(self, task: TaskModule) -> list[tuple[str, str]]:
         tokenizer = task.tokenizer
-        written = generate(
-            task.model, self.prompts, self.sampling, eos_ids=[tokenizer.eos_id], pad_id=tokenizer.pad_id
-        )
+        with merged(task):
+            written = generate(
+                task.model, self.prompts, self.sampling, eos_ids=[tokenizer.eos_id], pad_id=tokenizer.pad_id
+            )
         return [
             (tokenizer.decode(prompt), tokenizer.decode(one.ids))
             for prompt, one in zip(self.prompts, written, strict=True)

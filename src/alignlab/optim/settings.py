@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from alignlab.optim.groups import parameter_groups
+from alignlab.optim.groups import parameter_groups, role
 from alignlab.types import BelowOne, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 if TYPE_CHECKING:
@@ -139,6 +139,10 @@ class Optim(ABC):
         )
         return self._over(groups)
 
+    def numbers_per_weight(self, name: str, parameter: "nn.Parameter") -> int:
+        """How many numbers of a parameter's own type the optimizer keeps for each of its weights."""
+        return 2
+
     @abstractmethod
     def _over(self, groups: list[dict[str, Any]]) -> "torch.optim.Optimizer":
         """The optimizer over groups that carry their own lr and weight_decay."""
@@ -195,6 +199,10 @@ class SGD(Optim):
         if self.nesterov and not self.momentum:
             raise ValueError("optim.nesterov is True with optim.momentum 0; expected momentum above 0, such as 0.9")
 
+    def numbers_per_weight(self, name: str, parameter: "nn.Parameter") -> int:
+        """The momentum, where there is one."""
+        return 1 if self.momentum else 0
+
     def _over(self, groups: list[dict[str, Any]]) -> "torch.optim.Optimizer":
         import torch
 
@@ -220,6 +228,10 @@ class Muon(Optim):
     beta1: BelowOne = 0.9
     beta2: BelowOne = 0.95
     eps: PositiveFloat = 1e-8
+
+    def numbers_per_weight(self, name: str, parameter: "nn.Parameter") -> int:
+        """One for what Muon moves, two for AdamW's part."""
+        return 1 if role(name, parameter) == "hidden" else 2
 
     def _over(self, groups: list[dict[str, Any]]) -> "torch.optim.Optimizer":
         from alignlab.optim.muon import MuonWithAdamW

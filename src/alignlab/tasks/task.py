@@ -50,6 +50,7 @@ class TaskModule(L.LightningModule, ABC):
         self.tokenizer = tokenizer
         self.optim = optim
         self.is_fresh = False
+        self.left_to_base: frozenset[str] = frozenset()  # frozen weights that checkpoints do not hold
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
         self.trained_tokens = 0.0
@@ -138,6 +139,26 @@ class TaskModule(L.LightningModule, ABC):
     def is_sharded(self) -> bool:
         """Whether the weights are spread over ranks."""
         return any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
+
+    def kept(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The part of a state_dict that a checkpoint holds: without what is the base's."""
+        return {name: value for name, value in state.items() if name not in self.left_to_base}
+
+    def completed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's state_dict with the base's weights, which this task holds already."""
+        if not self.left_to_base:
+            return state
+        own = self.state_dict()
+        return {name: own[name] for name in self.left_to_base} | state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Completes what the trainer is about to load; sharded weights stay as they are instead."""
+        if self.is_sharded:
+            self.strict_loading = not self.left_to_base
+            return
+        for part in ("state_dict", "current_model_state"):
+            if part in checkpoint:
+                checkpoint[part] = self.completed(checkpoint[part])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule over `trainer.max_steps` optimizer steps."""
