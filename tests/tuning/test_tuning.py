@@ -1,4 +1,4 @@
-"""Which weights learn: frozen ones stay bit-equal, adapters leave their base out and resume exactly, bases are proved."""
+"""Frozen weights stay bit-equal, adapters leave their base out and resume exactly, a base is proved when found."""
 
 from collections.abc import Callable
 from pathlib import Path

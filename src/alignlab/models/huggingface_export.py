@@ -140,7 +140,7 @@ def _class_name(family: str, head: Head | None) -> str:
     return "GPT2LMHeadModel" if family == "gpt2" else CLASS_PREFIX[family] + "ForCausalLM"
 
 
-def _prefix(family: str, head: Head | None) -> str:
+def backbone_prefix(family: str, head: Head | None) -> str:
     """What transformers calls the backbone within a model with a head."""
     if family == "gpt2" or (isinstance(head, SpanHead) and family != "mistral"):
         return "transformer."
@@ -158,7 +158,7 @@ def _write_weights(
     for place in wanted:
         if place.name == "lm_head.weight" and head is not None:
             continue
-        name = place.name if place.name == "lm_head.weight" else _prefix(family, head) + place.name
+        name = place.name if place.name == "lm_head.weight" else backbone_prefix(family, head) + place.name
         sources[name] = lambda place=place: _gathered(place, parameters)  # type: ignore[misc]
         sizes[name] = sum(parameters[part].numel() for part in place.parameters) * dtype.itemsize
     for name, tensor in head.tensors().items() if head is not None else ():

@@ -66,7 +66,8 @@ class Tuning(ABC):
         """
         self.prepare(task)
         chosen = self.names(task)
-        learning, frozen = set(), set()
+        learning: set[str] = set()
+        frozen: set[str] = set()
         count = total = state = 0
         for name, parameter in task.named_parameters():
             is_learning = name in chosen
