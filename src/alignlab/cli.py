@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from alignlab import __version__
 from alignlab.errors import guard
 
+EXPORT = "Write a trained model for others; a run with tuning=lora as an adapter unless --merge."
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exits with 2 and a short message for a mistake."""
@@ -35,7 +37,27 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=int, default=None, help="draw the same again")
     verb.add_argument("--device", default=None, help="cpu, cuda ... (default: cuda where there is one)")
     verb.set_defaults(act=generate)
+    verb = verbs.add_parser("export", help="write a Hugging Face folder or a peft adapter", description=EXPORT)
+    verb.add_argument("model", metavar="RUN", help="a run folder, a checkpoint, a Hugging Face folder or hub:org/name")
+    verb.add_argument("folder", metavar="DIR", help="the folder to write; new or empty")
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument("--merge", action="store_true", help="low-rank updates become part of a whole model")
+    how.add_argument("--adapter", action="store_true", help="only what was learned, as a folder that peft loads")
+    verb.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], help="of a whole model's weights (default: fp32)")
+    verb.set_defaults(act=export)
     return top
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes the folder and says how exactly it reads back."""
+    from alignlab.export import export as write
+
+    as_adapter = False if options.merge else True if options.adapter else None
+    done = write(options.model, options.folder, as_adapter=as_adapter, dtype=options.dtype)
+    kind = "peft adapter" if done.is_adapter else "Hugging Face folder"
+    print(f"{done.folder}: a {kind} of {done.bytes / 2**20:,.1f} MB; read back, logits differ by {done.difference:.1g}")
+    if done.is_adapter:
+        print(f"its base is {done.base}; --merge writes a whole model instead")
 
 
 def generate(options: argparse.Namespace) -> None:
