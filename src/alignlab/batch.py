@@ -5,9 +5,10 @@ Beside its tensors it carries plain numbers known on the host: the target counts
 (all micro-batches on all ranks), by which a task divides its sums, and what throughput is counted in.
 """
 
-# B rows, T tokens
+# B rows, T tokens, C classes
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -28,3 +29,53 @@ class TextBatch(NamedTuple):
     counts: dict[str, float]
     tokens: int
     bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSet:
+    """What the labels of the training rows are: their form, and `names` of the classes in the order of their ids.
+
+    `counts` are the training rows of each class; numbers to regress on have `mean` and `std` instead.
+    """
+
+    form: Literal["classes", "multi_label", "regression"]
+    names: tuple[str | int, ...] = ()
+    counts: tuple[int, ...] = ()
+    rows: int = 0
+    mean: float = 0.0
+    std: float = 1.0
+
+
+class LabelBatch(NamedTuple):
+    """Texts with labels, padded on the right, where causal attention needs no mask.
+
+    `targets[b, t]` is the id that follows `ids[b, t]` within the text, or IGNORED. `labels` are ids (B,), truth values
+    (B, C) or standardized numbers (B,), by the form of the label set. `rows` numbers the rows that count: the first
+    len(rows). `counts` and `tokens` as in TextBatch.
+    """
+
+    ids: Tensor  # (B, T)
+    targets: Tensor  # (B, T)
+    lengths: Tensor  # (B,)
+    labels: Tensor
+    rows: list[int]
+    counts: dict[str, float]
+    tokens: int
+
+
+class ResponseBatch(NamedTuple):
+    """Prompts with responses, padded on the right; the targets are the response and its end.
+
+    `prompts` are the tokens of each prompt, which starts its row. `sources` and `references` are texts, None in
+    training and for rows that are not to be generated. `rows`, `counts` and `tokens` as in LabelBatch.
+    """
+
+    ids: Tensor  # (B, T)
+    targets: Tensor  # (B, T)
+    lengths: Tensor  # (B,)
+    prompts: Tensor  # (B,)
+    sources: list[str | None]
+    references: list[list[str] | None]
+    rows: list[int]
+    counts: dict[str, float]
+    tokens: int

@@ -21,6 +21,7 @@ from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
 from alignlab.origin import Origin, base_of, origin_of
 from alignlab.tasks.task import TaskModule
+from alignlab.text.tokenizer import Tokenizer
 from alignlab.tuning import Report
 
 log = logging.getLogger(__name__)
@@ -72,18 +73,17 @@ def build(config: DictConfig, start: Origin | None, *, command_line: list[str] |
         settings = instantiate(config.tokenizer, _convert_="all")
         tokenizer = settings.build(lambda: data_class.texts(rows), rows.fingerprint("train"))
     model_config = architecture(config, start, tokenizer.vocab_size, command_line or [])
-    found: dict[str, Any] = {"rows": rows, "tokenizer": tokenizer, "seed": config.seed}
-    found["accumulate"] = config.trainer.get("accumulate_grad_batches") or 1
-    if config.datamodule.get("max_length") is None:
-        found["max_length"] = model_config.context
-    data = node(config.datamodule, **found)
+    data = data_of(config, rows, tokenizer, model_config.context)
     torch.manual_seed(config.seed)  # the same fresh weights, whatever the data drew
     model = GPT(model_config, recompute_activations=config.recompute_activations)
     if start is not None:
         load_weights(model, start.weights)
     optim = instantiate(config.optim, _convert_="all")
-    task = node(config.task, model=model, tokenizer=tokenizer, optim=optim)
+    task = node(config.task, model=model, tokenizer=tokenizer, optim=optim, **data.found())
+    task.found = data.found()
     task.is_fresh = start is None
+    if start is not None:
+        task.adopt(start.heads, start.found, start.path)
     if start is None and model_config.vocabulary != tokenizer.vocab_size:
         raise ValueError(f"model.vocabulary is {model_config.vocabulary}; the tokenizer has {tokenizer.vocab_size}")
     tuning = instantiate(config.tuning, _convert_="all")
@@ -93,6 +93,15 @@ def build(config: DictConfig, start: Origin | None, *, command_line: list[str] |
         task.left_to_base = report.frozen
     facts = {**rows.facts(), **data.facts()}
     return Parts(task=task, data=data, facts=facts, report=report, base=base, lora_scale=tuning.lora_scale)
+
+
+def data_of(config: DictConfig, rows: Any, tokenizer: Tokenizer, context: int, **known: Any) -> TextData:
+    """The datamodule over `rows`; `known` is what an earlier run found, and whether rows need targets."""
+    found: dict[str, Any] = {"rows": rows, "tokenizer": tokenizer, "seed": config.seed, **known}
+    found["accumulate"] = config.trainer.get("accumulate_grad_batches") or 1
+    if config.datamodule.get("max_length") is None:
+        found["max_length"] = context
+    return node(config.datamodule, **found)
 
 
 def load_weights(model: GPT, weights: dict[str, torch.Tensor]) -> None:
@@ -116,8 +125,21 @@ def load(path: str) -> TaskModule:
 def from_checkpoint(checkpoint: dict[str, Any], place: str) -> TaskModule:
     """The task that `checkpoint`, read from `place`, holds, in evaluation mode; what an adapter learned is merged."""
     start = origin_of(checkpoint, place)
-    config = OmegaConf.create(checkpoint["config"])
+    model = GPT(start.config)
+    load_weights(model, start.weights)
+    return task_of(start, model)
+
+
+def task_of(start: Origin, model: GPT) -> TaskModule:
+    """The task of a run around `model`, with the weights of its heads, in evaluation mode."""
+    if start.settings is None:
+        raise ValueError(f"{start.path} is a folder of weights without a task; expected a run folder or a checkpoint")
+    config = OmegaConf.create(start.settings)
     optim = instantiate(config.optim, _convert_="all")
-    task = node(config.task, model=GPT(start.config), tokenizer=start.tokenizer, optim=optim)
-    task.load_state_dict({**{f"model.{name}": value for name, value in start.weights.items()}, **start.heads})
+    task = node(config.task, model=model, tokenizer=start.tokenizer, optim=optim, **start.found)
+    task.found = start.found
+    own = {name: value for name, value in task.state_dict().items() if not name.startswith("model.")}
+    if own.keys() != start.heads.keys():
+        raise ValueError(f"{start.path} holds heads {list(start.heads)}; its task has {list(own)}")
+    task.load_state_dict(start.heads, strict=False)
     return task.eval()

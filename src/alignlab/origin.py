@@ -4,7 +4,7 @@ Unusual: a checkpoint may hold only what was learned upon a base that lies elsew
 proved by its fingerprint, and what was learned is merged into it. It knows nothing of tasks and configuration.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Origin:
     weights: dict[str, torch.Tensor]  # keys of the GPT
     heads: dict[str, torch.Tensor]  # weights beside the GPT, of the task that trained it
     identity: str | None = None
+    settings: dict[str, Any] | None = None  # the composed configuration of the run; None for a folder of weights
+    found: dict[str, Any] = field(default_factory=dict)  # what its data told: labels, languages
 
     @property
     def fingerprint(self) -> str:
@@ -73,6 +75,8 @@ def origin_of(checkpoint: dict[str, Any], place: str, *, resumes: bool = False) 
         weights=weights,
         heads=heads,
         identity=identity,
+        settings=checkpoint["config"],
+        found=checkpoint.get("found", {}),
     )
 
 

@@ -36,7 +36,7 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     if checkpoint is not None and not config.init_from:
         parts.task.is_fresh = True
     ranks = ranks_of(config)
-    horizon = horizon_of(config, parts, ranks)
+    horizon = horizon_of(config, parts, ranks, command_line or [])
     position = _position(config, parts, ranks)
     if checkpoint is not None:
         _compare(position, checkpoint["position"], config.resume_with)
@@ -116,6 +116,8 @@ def _finish(config: DictConfig, parts: Parts, trainer: L.Trainer, callbacks: Cal
         best.write_bytes((callbacks.checkpoints.folder / "last.ckpt").read_bytes())
     if config.test and parts.data.examples("test") is not None:
         task.load_state_dict(task.completed(files.read(best)["state_dict"]))
-        results = trainer.test(task, datamodule=parts.data, verbose=False)
-        record.values |= {name: value for result in results for name, value in result.items()}
+        trainer.test(task, datamodule=parts.data, verbose=False)
+        # not what `test` returns: that is only what went to the logger
+        measured = trainer.callback_metrics.items()
+        record.values |= {name: float(value) for name, value in measured if name.startswith("test/")}
         record.write(trainer)

@@ -21,6 +21,8 @@ from rich.console import Console
 from alignlab import checkpoint as files
 from alignlab.build import Parts, node
 from alignlab.callbacks.checkpoints import Checkpoints
+from alignlab.callbacks.figures import Figures
+from alignlab.callbacks.predictions import Predictions
 from alignlab.callbacks.progress import ProgressLine
 from alignlab.callbacks.record import Record
 from alignlab.callbacks.rhythm import Rhythm
@@ -51,9 +53,14 @@ def ranks_of(config: DictConfig) -> int:
     return count * int(config.trainer.get("num_nodes", 1))
 
 
-def horizon_of(config: DictConfig, parts: Parts, ranks: int) -> int:
-    """Optimizer steps of the whole run."""
+def horizon_of(config: DictConfig, parts: Parts, ranks: int, command_line: list[str]) -> int:
+    """Optimizer steps of the whole run. Steps or epochs on the `command_line` replace the other one of a recipe."""
     steps, epochs = config.trainer.get("max_steps"), config.trainer.get("max_epochs")
+    typed = {override.lstrip("+").partition("=")[0] for override in command_line}
+    if "trainer.max_steps" in typed and "trainer.max_epochs" not in typed:
+        epochs = None
+    if "trainer.max_epochs" in typed and "trainer.max_steps" not in typed:
+        steps = None
     if epochs is not None and epochs > 0:
         of_epochs = epochs * parts.data.steps_per_epoch(ranks)
         return min(of_epochs, steps) if steps is not None and steps > 0 else of_epochs
@@ -81,6 +88,7 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
             "tokenizer": parts.task.tokenizer.state(),
             "base": parts.base,
             "lora_scale": parts.lora_scale,
+            "found": parts.data.found(),
         },
         position=position,
     )
@@ -94,6 +102,7 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
         all_of_them.insert(0, EMAWeightAveraging(decay=config.ema))
     if (unfreeze_every := config.tuning.get("unfreeze_every")) is not None:
         all_of_them.append(Unfreezing(every=unfreeze_every, learning=parts.report.learning))
+    all_of_them += [Predictions(path=folder / "predictions.jsonl", data=parts.data), Figures()]
     if config.patience is not None:
         mode = "min" if record.lower_is_better else "max"
         all_of_them.append(EarlyStopping(config.monitor, patience=config.patience, mode=mode, check_finite=False))

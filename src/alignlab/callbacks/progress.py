@@ -68,7 +68,9 @@ class ProgressLine(Callback):
         if not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         latest = {"train/loss": self.training_log.latest.get("train/loss", math.nan)}
-        latest |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        measured = trainer.callback_metrics.items()
+        # those of single classes, such as val/f1/Sports, stand in the logger and in metrics.json
+        latest |= {name: float(v) for name, v in measured if name.startswith("val/") and name.count("/") == 1}
         text = "  ".join(f"{name} {_short(value)}" for name, value in latest.items())
         log.info("step %d of %d  %s  (%s)", trainer.global_step, trainer.max_steps, text, clock(self._elapsed()))
 

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from alignlab.data.order import Order
 
-
 SPLITS = ("train", "val", "test")
 
 
@@ -29,8 +28,8 @@ class Rows(Protocol):
     def has(self, split: str) -> bool:
         """Whether there is such a split."""
 
-    def read(self, split: str, kind: str) -> Iterator[dict]:
-        """The rows of a split."""
+    def read(self, split: str, kind: str, *, targets: bool = True) -> Iterator[dict]:
+        """The rows of a split; without `targets`, what is to be predicted may be missing."""
 
     def fingerprint(self, split: str) -> str:
         """A hash of what `read` yields."""
@@ -42,7 +41,9 @@ class Rows(Protocol):
 class Examples(Protocol):
     """Encoded rows of one split, and how they become a batch; travels to loader processes."""
 
-    lengths: np.ndarray | None  # (N,) tokens, or None where all are equal
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """(N,) tokens, or None where all are equal."""
 
     def __len__(self) -> int: ...
 
@@ -51,6 +52,14 @@ class Examples(Protocol):
 
     def batch(self, indices: np.ndarray, counts: dict[str, float], real: int) -> Any:
         """A batch of the examples `indices`, of a step with `counts` targets; rows from `real` on must not count."""
+
+
+class Asked(NamedTuple):
+    """A row as a person reads it: what the model was asked, and the answer that the row holds, if any."""
+
+    row: int
+    input: Any
+    target: Any
 
 
 class Share(NamedTuple):
@@ -128,6 +137,18 @@ class TextData(L.LightningDataModule, ABC):
     @abstractmethod
     def facts(self) -> dict[str, str | int | float]:
         """What was found in the data: sizes, languages, hashes; logged with the run, compared when it goes on."""
+
+    def found(self) -> dict[str, Any]:
+        """What the rows told that the task is built from, such as labels, by its argument; plain types."""
+        return {}
+
+    def asked(self, split: str) -> Iterator[Asked]:
+        """The rows of a split in their order, for the file of predictions; none where nothing is asked."""
+        return iter(())
+
+    def dropped(self, split: str) -> dict[int, str]:
+        """Rows of a split that gave no example, and why."""
+        return {}
 
     @property
     def ranks(self) -> int:

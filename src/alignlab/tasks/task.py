@@ -5,7 +5,9 @@ it is divided, so that accumulation and ranks give the same step as one large ba
 files and configuration.
 """
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -21,6 +23,8 @@ from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
 from alignlab.text.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
 
 class Term(NamedTuple):
     """One part of a loss: a `sum` over this micro-batch's targets, to be divided by the step's count named `count`."""
@@ -28,6 +32,13 @@ class Term(NamedTuple):
     sum: Tensor
     count: str
     weight: float = 1.0
+
+
+class Table(NamedTuple):
+    """Counts of truth (rows) against prediction (columns), (C, C), and what the C classes are called."""
+
+    counts: Tensor
+    names: list[str]
 
 
 class NotFinite(RuntimeError):
@@ -50,6 +61,10 @@ class TaskModule(L.LightningModule, ABC):
         self.tokenizer = tokenizer
         self.optim = optim
         self.is_fresh = False
+        self.is_head_fresh = True
+        self.found: dict[str, Any] = {}  # what the data told: labels, languages
+        self.predictions: dict[int, dict[str, Any]] = {}  # row of the test split -> output and scores
+        self.tables: dict[str, Table] = {}  # of the last evaluation, by stage and name
         self.left_to_base: frozenset[str] = frozenset()  # frozen weights that checkpoints do not hold
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
@@ -70,6 +85,31 @@ class TaskModule(L.LightningModule, ABC):
     @abstractmethod
     def results(self, stage: str) -> dict[str, float]:
         """The metrics of `stage` over all batches since the last call, by name without the stage; resets them."""
+
+    def predict(self, batches: Iterable[Any]) -> dict[int, dict[str, Any]]:
+        """What the model says to the rows of `batches`: {row: {"output": ..., "scores": {...}}}.
+
+        Raises ValueError for a task that answers nothing.
+        """
+        raise ValueError(f"{type(self).__name__} answers no rows; expected a run of another task")
+
+    def meaning(self, found: dict[str, Any]) -> Any:
+        """What the weights of the head stand for, as `found` in the data; None: the task has no such head."""
+        return None
+
+    def adopt(self, heads: dict[str, Tensor], found: dict[str, Any], place: str) -> None:
+        """Takes over `heads` of the task at `place` where they stand for the same things; else they are dropped."""
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
+        if not heads:
+            return
+        shapes = [{name: value.shape for name, value in state.items()} for state in (own, heads)]
+        before, now = self.meaning(found), self.meaning(self.found)
+        if shapes[0] == shapes[1] and before == now is not None:
+            self.load_state_dict(heads, strict=False)
+            self.is_head_fresh = False
+            log.info("the head of %s is kept: %s", place, now)
+        else:
+            log.info("the head of %s is dropped: it stands for %s, this task's for %s", place, before, now)
 
     @property
     def expected_start(self) -> float | None:
@@ -108,6 +148,10 @@ class TaskModule(L.LightningModule, ABC):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Adds a batch to the test metrics."""
         self.evaluate(batch, "test")
+
+    def on_test_epoch_start(self) -> None:
+        """Predictions are those of one test."""
+        self.predictions.clear()
 
     def on_validation_epoch_end(self) -> None:
         """Logs the validation metrics."""

@@ -40,9 +40,3 @@ class TextLoss(Metric):
             "perplexity": math.exp(min(loss, 700.0)) if targets else math.nan,
             "bits_per_byte": nats / math.log(2) / size if size else math.nan,
         }
-
-
-def lower_is_better(name: str) -> bool:
-    """Whether a smaller value of metric `name` is the better one."""
-    smaller = ("loss", "perplexity", "bits_per_byte", "calibration_error", "kl", "seconds")
-    return name.rsplit("/", 1)[-1] in smaller

@@ -1,0 +1,214 @@
+"""Texts with labels: what the labels are is found in the training rows.
+
+A text is read between two ends of text, so that its first token is predicted by a language model too and its last
+token has seen all of it. A text that is too long loses its end; of a pair, the longer text loses first. It knows
+nothing of heads and losses.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from alignlab.batch import LabelBatch, LabelSet
+from alignlab.data.encoded import Dropped, EncodedRows, Encoder, Example, Padded, cut_longest, encode, padding_share
+from alignlab.data.module import SPLITS, Asked, Examples, Rows, TextData
+from alignlab.text.tokenizer import Tokenizer
+from alignlab.types import NonNegativeInt, PositiveInt
+
+SEPARATOR = "\n"  # between the texts of a pair
+SHOWN = 20  # labels named in an error
+
+Form = Literal["auto", "classes", "multi_label", "regression"]
+
+
+def find_labels(rows: Iterable[dict], form: Form = "auto") -> LabelSet:
+    """The label set of training rows: lists are multi-label, numbers of which some are fractions regression.
+
+    Anything else is a class. Classes are ordered by name, or by id where all are ids. Raises ValueError where forms are mixed, or where there is
+    only one class.
+    """
+    seen: Counter[str | int | float] = Counter()
+    total, first = 0, None
+    for row in rows:
+        label = row["label"]
+        first = label if first is None else first
+        if isinstance(label, list) != isinstance(first, list):
+            raise ValueError(
+                f"row {row['row']} of train has label {label!r}, others such as {first!r}; expected one form"
+            )
+        total += 1
+        seen.update(set(label) if isinstance(label, list) else [label])
+    if isinstance(first, list):
+        form = "multi_label"
+    elif form == "auto":
+        are_numbers = all(not isinstance(label, str) for label in seen)
+        form = "regression" if are_numbers and any(isinstance(label, float) for label in seen) else "classes"
+    if form == "regression":
+        return _numbers(seen, total)
+    if any(isinstance(label, str) for label in seen):
+        seen = Counter({str(label): sum(seen[s] for s in seen if str(s) == str(label)) for label in seen})
+    names: tuple = tuple(sorted(seen))
+    if len(names) < 2 and form == "classes":
+        raise ValueError(f"the training rows have only one label, {list(names)}; expected at least two classes")
+    return LabelSet(form=form, names=names, counts=tuple(seen[name] for name in names), rows=total)
+
+
+def _numbers(seen: Counter, total: int) -> LabelSet:
+    if any(isinstance(label, str) for label in seen):
+        wrong = next(label for label in seen if isinstance(label, str))
+        raise ValueError(f"datamodule.form is regression, but a training row has label {wrong!r}; expected numbers")
+    values, weights = np.array(list(seen), dtype=float), np.array(list(seen.values()))
+    mean = float(np.average(values, weights=weights))
+    std = float(np.average((values - mean) ** 2, weights=weights) ** 0.5)
+    if std == 0:
+        raise ValueError(f"every training row has label {mean:g}; expected numbers that differ")
+    return LabelSet(form="regression", rows=total, mean=mean, std=std)
+
+
+class LabelEncoder(Encoder):
+    """Encodes rows {"text" or "text_a" and "text_b", "label"}; final."""
+
+    reads_last: ClassVar[bool] = True
+
+    def __init__(self, *, tokenizer: Tokenizer, labels: LabelSet, max_length: int, targets: bool = True) -> None:
+        self.eos = tokenizer.eos_id
+        self.separator = np.array(tokenizer.encode(SEPARATOR))
+        self.labels = labels
+        self.ids = {name: number for number, name in enumerate(labels.names)}
+        self.max_length = max_length
+        self.targets = targets
+
+    def texts(self, row: dict) -> list[str]:
+        """The text, or both of a pair."""
+        return [row["text"]] if "text" in row else [row["text_a"], row["text_b"]]
+
+    def example(self, row: dict, parts: list[np.ndarray]) -> Example | Dropped:
+        """End of text, text, end of text; every token but the first can be learned by the auxiliary loss."""
+        between = [self.separator] * (len(parts) - 1)
+        whole = sum(map(len, parts))
+        parts = cut_longest(parts, self.max_length - 2 - sum(map(len, between)))
+        cut = whole - sum(map(len, parts))
+        pieces = [parts[0], *(piece for pair in zip(between, parts[1:], strict=True) for piece in pair)]
+        ids = np.concatenate([[self.eos], *pieces, [self.eos]])
+        learned = np.ones(len(ids), dtype=bool)
+        learned[0] = False
+        columns = {"labels": self._label(row.get("label"))} if self.targets else {}
+        return Example(ids, learned, columns, {"examples": 1.0, "tokens": float(len(ids) - 1)}, cut)
+
+    def batch(self, padded: Padded, counts: dict[str, float]) -> LabelBatch:
+        """See `alignlab.batch.LabelBatch`; without targets the labels are the rows' lengths, which nobody reads."""
+        return LabelBatch(
+            ids=padded.ids,
+            targets=padded.targets,
+            lengths=padded.lengths,
+            labels=padded.columns.get("labels", padded.lengths),
+            rows=padded.rows,
+            counts=counts,
+            tokens=padded.tokens,
+        )
+
+    def _label(self, label: Any) -> Any:
+        if self.labels.form == "regression":
+            if isinstance(label, str | list):
+                raise ValueError(f"has label {label!r}; the labels of training are numbers")
+            return np.float32((label - self.labels.mean) / self.labels.std)
+        if self.labels.form == "classes":
+            return self._id(label)
+        if not isinstance(label, list):
+            raise ValueError(f"has label {label!r}; the labels of training are lists")
+        present = np.zeros(len(self.ids), dtype=np.float32)
+        present[[self._id(one) for one in label]] = 1
+        return present
+
+    def _id(self, label: Any) -> int:
+        name = str(label) if self.labels.names and isinstance(self.labels.names[0], str) else label
+        if isinstance(name, list) or name not in self.ids:
+            known = [*self.labels.names[:SHOWN], *(["..."] if len(self.labels.names) > SHOWN else [])]
+            raise ValueError(f"has label {label!r}; labels seen in training are {known}")
+        return self.ids[name]
+
+
+class Labels(TextData):
+    """The splits of `rows` as batches of texts with labels, of at most `max_length` tokens.
+
+    `form` says what labels are where they do not tell: numbers without a fraction are classes. `labels` are those that
+    a trained model knows; without them they are found in the training rows. With `targets=False` rows need no label.
+    `pad_to` rounds the width of a batch up to a multiple, for compiled models, which want few shapes.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: Rows,
+        tokenizer: Tokenizer,
+        labels: dict[str, Any] | None = None,
+        targets: bool = True,
+        form: Form = "auto",
+        max_length: PositiveInt = 256,
+        pad_to: PositiveInt = 1,
+        batch_size: PositiveInt = 32,
+        accumulate: PositiveInt = 1,
+        workers: NonNegativeInt = 0,
+        seed: NonNegativeInt = 0,
+        epoch_steps: PositiveInt | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size, accumulate=accumulate, workers=workers, seed=seed, epoch_steps=epoch_steps
+        )
+        if max_length < 4:
+            raise ValueError(f"datamodule.max_length is {max_length}; expected at least 4 tokens")
+        self.labels = find_labels(rows.read("train", "labels"), form) if labels is None else LabelSet(**labels)
+        self.source, self.tokenizer, self.targets = rows, tokenizer, targets
+        encoder = LabelEncoder(tokenizer=tokenizer, labels=self.labels, max_length=max_length, targets=targets)
+        skips = getattr(rows, "on_bad_row", "raise") == "skip"  # embedded rows have no bad ones
+        self.splits: dict[str, EncodedRows] = {
+            split: encode(
+                rows.read(split, "labels", targets=targets), encoder, tokenizer, split=split, pad_to=pad_to, skips=skips
+            )
+            for split in SPLITS
+            if rows.has(split)
+        }
+
+    @classmethod
+    def texts(cls, rows: Rows) -> Iterator[str]:
+        """The training texts."""
+        names = ("text", "text_a", "text_b")
+        return (row[name] for row in rows.read("train", "labels") for name in names if name in row)
+
+    def examples(self, split: str) -> Examples | None:
+        """The encoded rows of a split."""
+        return self.splits.get(split)
+
+    def asked(self, split: str) -> Iterator[Asked]:
+        """The text, or the pair as a list, and its label."""
+        for row in self.source.read(split, "labels", targets=self.targets):
+            text = row["text"] if "text" in row else [row["text_a"], row["text_b"]]
+            yield Asked(row["row"], text, row.get("label"))
+
+    def dropped(self, split: str) -> dict[int, str]:
+        """Rows left out, by number."""
+        return self.splits[split].dropped
+
+    def found(self) -> dict[str, Any]:
+        """{"labels": the label set}, for the task."""
+        labels = asdict(self.labels)
+        return {"labels": labels | {name: list(labels[name]) for name in ("names", "counts")}}
+
+    def facts(self) -> dict[str, str | int | float]:
+        """Labels, sizes, what was cut, and the first example as the model sees it."""
+        labels = self.labels
+        facts: dict[str, str | int | float] = {"labels": labels.form}
+        if labels.form == "regression":
+            facts |= {"label_mean": labels.mean, "label_std": labels.std}
+        else:
+            facts["classes"] = len(labels.names)
+            facts["majority"] = round(max(labels.counts) / labels.rows, 4)
+        for split, encoded in self.splits.items():
+            facts |= encoded.facts(split)
+        if (train := self.splits.get("train")) is not None:
+            facts["train_padding"] = round(padding_share(self.order(1), train.lengths, self.batch_size), 4)
+            facts["train_sample"] = train.sample(self.tokenizer)
+        return facts

@@ -1,0 +1,174 @@
+"""Classification: one label, any number of labels, or a number for a text or a pair of texts.
+
+Unusual: a text is told by the hidden state of its last token, found by length and never by the id of a padding token.
+The auxiliary language-model loss of Radford et al. 2018 (section 3.2, L3 = L2 + lambda L1) is a term with its own
+count: the tokens of the step, not its examples.
+"""
+
+# B texts, T tokens of the longest, D width, C classes
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from alignlab.batch import LabelBatch, LabelSet
+from alignlab.losses import cross_entropy
+from alignlab.metrics.classes import ClassScores, NumberScores, SetScores
+from alignlab.models.gpt import EMBEDDING_STD, GPT
+from alignlab.optim import Optim
+from alignlab.tasks.task import Table, TaskModule, Term
+from alignlab.text.tokenizer import Tokenizer
+from alignlab.types import BelowOne, NonNegativeFloat
+
+EACH_SHOWN = 50  # classes at most whose own F1 is logged
+
+
+class Classification(TaskModule):
+    """A linear head (C, D) on the last token of each text.
+
+    `labels` is a label set as a dict, from the data. `lm_weight` adds the language-model loss of the texts.
+    `class_weights="balanced"` weighs an example by rows / (classes x rows of its class). `label_smoothing` and
+    `head_dropout` act on the head alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: GPT,
+        tokenizer: Tokenizer,
+        optim: Optim,
+        labels: dict[str, Any],
+        lm_weight: NonNegativeFloat = 0.0,
+        class_weights: Literal["balanced"] | None = None,
+        label_smoothing: BelowOne = 0.0,
+        head_dropout: BelowOne = 0.0,
+    ) -> None:
+        super().__init__(model=model, tokenizer=tokenizer, optim=optim)
+        self.labels = LabelSet(**labels)
+        self.lm_weight = lm_weight
+        self.label_smoothing = label_smoothing
+        self.head_dropout = head_dropout
+        self.head = nn.Linear(model.config.width, max(1, len(self.labels.names)), bias=False)
+        nn.init.normal_(self.head.weight, std=EMBEDDING_STD)
+        self.class_weights = _balanced(self.labels) if class_weights == "balanced" else None
+        self.metrics = {stage: _scores(self.labels) for stage in ("val", "test")}
+        self.mean_losses = {stage: MeanMetric() for stage in ("val", "test")}
+
+    @property
+    def expected_start(self) -> float | None:
+        """ln C: a fresh head holds every class equally likely; ln 2 for each of many labels; 1 for a variance."""
+        if not self.is_head_fresh or self.class_weights is not None or self.label_smoothing:
+            return None
+        return {"classes": math.log(max(2, len(self.labels.names))), "multi_label": math.log(2), "regression": 1.0}[
+            self.labels.form
+        ]
+
+    def meaning(self, found: dict[str, Any]) -> Any:
+        """The form of the labels and their names in order."""
+        labels = found.get("labels")
+        return None if labels is None else (labels["form"], list(labels["names"]))
+
+    def losses(self, batch: LabelBatch) -> dict[str, Term]:
+        """{"loss": of the labels, "lm_loss": of the texts' tokens, where `lm_weight` asks for it}."""
+        hidden = self.model(batch.ids)
+        terms = {"loss": Term(self._loss(self._logits(hidden, batch.lengths), batch.labels), "examples")}
+        if self.lm_weight:
+            nats = cross_entropy(self.model.unembed, hidden, batch.targets)
+            terms["lm_loss"] = Term(nats, "tokens", self.lm_weight)
+        return terms
+
+    def evaluate(self, batch: LabelBatch, stage: str) -> None:
+        """Adds the texts of one batch; on the test split their predictions too."""
+        logits = self._real_logits(batch)
+        labels = batch.labels[: len(batch.rows)]
+        if not len(labels):
+            return
+        metric = self.metrics[stage].to(logits.device)
+        self.mean_losses[stage].to(logits.device).update(self._loss(logits, labels) / len(labels), len(labels))
+        if self.labels.form == "regression":
+            metric.update(self._numbers(logits), labels * self.labels.std + self.labels.mean)
+        else:
+            metric.update(logits, labels)
+        if stage == "test":
+            self.predictions |= self._told(batch, logits)
+
+    def results(self, stage: str) -> dict[str, float]:
+        """What the scores of this form measure; F1 of each class; the confusion matrix as a table."""
+        metric, names = self.metrics[stage], self.labels.names
+        results = {"loss": float(self.mean_losses[stage].compute()), **metric.compute()}
+        each, confusion = results.pop("each_f1", None), results.pop("confusion", None)
+        if each is not None and len(names) <= EACH_SHOWN:
+            plain = (str(name).replace("/", "-") for name in names)
+            results |= {f"f1/{name}": float(value) for name, value in zip(plain, each, strict=True)}
+        if confusion is not None:
+            self.tables[f"{stage}/confusion"] = Table(confusion.cpu(), [str(name) for name in names])
+        metric.reset()
+        self.mean_losses[stage].reset()
+        return results
+
+    @torch.no_grad()
+    def predict(self, batches: Iterable[LabelBatch]) -> dict[int, dict[str, Any]]:
+        """{row: {"output": the label, labels or number, "scores": probability by label}}."""
+        found: dict[int, dict[str, Any]] = {}
+        for batch in batches:
+            found |= self._told(batch, self._real_logits(batch))
+        return found
+
+    def _logits(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, D) -> (B, C) of each row's last token."""
+        last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]  # (B, D)
+        return self.head(F.dropout(last, self.head_dropout, self.training)).float()
+
+    def _real_logits(self, batch: LabelBatch) -> Tensor:
+        return self._logits(self.model(batch.ids), batch.lengths)[: len(batch.rows)]
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Summed over the examples: cross-entropy, mean over labels of binary cross-entropy, or squared error."""
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        if self.labels.form == "classes":
+            return F.cross_entropy(
+                logits, labels, weight=weights, reduction="sum", label_smoothing=self.label_smoothing
+            )
+        if self.labels.form == "multi_label":
+            each = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="sum")
+            return each / logits.shape[1]
+        return (logits[:, 0] - labels).square().sum()
+
+    def _numbers(self, logits: Tensor) -> Tensor:
+        return logits[:, 0] * self.labels.std + self.labels.mean
+
+    def _told(self, batch: LabelBatch, logits: Tensor) -> dict[int, dict[str, Any]]:
+        names = self.labels.names
+        if self.labels.form == "regression":
+            return {
+                row: {"output": value, "scores": {}}
+                for row, value in zip(batch.rows, self._numbers(logits).tolist(), strict=True)
+            }
+        is_single = self.labels.form == "classes"
+        probabilities = (logits.softmax(dim=-1) if is_single else logits.sigmoid()).tolist()
+        told: dict[int, dict[str, Any]] = {}
+        for row, values in zip(batch.rows, probabilities, strict=True):
+            chosen = [name for name, value in zip(names, values, strict=True) if value > 0.5]
+            output = names[max(range(len(values)), key=values.__getitem__)] if is_single else chosen
+            scores = {str(name): round(value, 6) for name, value in zip(names, values, strict=True)}
+            told[row] = {"output": output, "scores": scores}
+        return told
+
+
+def _scores(labels: LabelSet) -> ClassScores | SetScores | NumberScores:
+    if labels.form == "classes":
+        return ClassScores(len(labels.names))
+    return SetScores(len(labels.names)) if labels.form == "multi_label" else NumberScores()
+
+
+def _balanced(labels: LabelSet) -> Tensor | None:
+    """rows / (classes x rows of the class), as scikit-learn's "balanced"; for labels that combine, absent / present."""
+    counts = torch.tensor(labels.counts, dtype=torch.float32)
+    if labels.form == "classes":
+        return labels.rows / (len(counts) * counts)
+    return (labels.rows - counts) / counts if labels.form == "multi_label" else None
