@@ -75,7 +75,8 @@ def build(config: DictConfig, start: Origin | None, *, command_line: list[str] |
     model_config = architecture(config, start, tokenizer.vocab_size, command_line or [])
     data = data_of(config, rows, tokenizer, model_config.context)
     torch.manual_seed(config.seed)  # the same fresh weights, whatever the data drew
-    model = GPT(model_config, recompute_activations=config.recompute_activations)
+    with torch.device("meta" if start is not None else "cpu"):
+        model = GPT(model_config, recompute_activations=config.recompute_activations)
     if start is not None:
         load_weights(model, start.weights)
     optim = instantiate(config.optim, _convert_="all")
@@ -105,8 +106,8 @@ def data_of(config: DictConfig, rows: Any, tokenizer: Tokenizer, context: int, *
 
 
 def load_weights(model: GPT, weights: dict[str, torch.Tensor]) -> None:
-    """Copies `weights` into `model`; names and shapes must agree."""
-    problems = model.load_state_dict(weights, strict=False)
+    """Makes `weights` those of `model`, without a second copy; names and shapes must agree."""
+    problems = model.load_state_dict(weights, strict=False, assign=True)
     if problems.missing_keys or problems.unexpected_keys:
         raise ValueError(
             f"the weights do not fit the model: missing {problems.missing_keys[:3]}, "
