@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from alignlab import __version__
 from alignlab.errors import guard
 
+PREDICT = "Answer each row of a file with a trained model."
+TEST = "Measure a trained model, or one that never was, on a test split; options as for train.py."
 EXPORT = "Write a trained model for others; a run with tuning=lora as an adapter unless --merge."
 
 
@@ -45,7 +47,54 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--adapter", action="store_true", help="only what was learned, as a folder that peft loads")
     verb.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], help="of a whole model's weights (default: fp32)")
     verb.set_defaults(act=export)
+    verb = verbs.add_parser("predict", help="answer the rows of a file", description=PREDICT)
+    verb.add_argument("model", metavar="RUN", help="a run folder or a checkpoint")
+    verb.add_argument("--input", required=True, metavar="FILE", help="any format of data=files")
+    verb.add_argument("--output", default="-", metavar="FILE", help="one JSON object a line (default: standard output)")
+    verb.add_argument("--batch-size", type=int, default=None, help="rows at a time (default: that of training)")
+    verb.add_argument("--device", default=None, help="cpu, cuda ... (default: cuda where there is one)")
+    verb.set_defaults(act=predict)
+    verb = verbs.add_parser("test", help="measure on a test split", description=TEST)
+    verb.add_argument("model", metavar="RUN", help="a run folder, a checkpoint, or a Hugging Face folder with task=")
+    verb.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="such as data=files data.test=FILE")
+    verb.add_argument("--output", default=None, metavar="FILE", help="write every row's answer here")
+    verb.set_defaults(act=test)
     return top
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Writes an answer for each row of a file, in its order."""
+    import json
+    from pathlib import Path
+
+    import torch
+
+    from alignlab.callbacks.predictions import write
+    from alignlab.commandline.checking import existing
+    from alignlab.model import load
+    from alignlab.rows.given import raw_rows
+
+    source = existing("--input", options.input)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    answers = load(options.model, device=device).predict(raw_rows(source), batch_size=options.batch_size)
+    if options.output == "-":
+        for line in answers:
+            print(json.dumps(line, ensure_ascii=False))
+        return
+    write(Path(options.output), answers)
+    wrong = sum("error" in line for line in answers)
+    print(f"{options.output}: {len(answers)} rows" + (f", {wrong} of them with an error" if wrong else ""))
+
+
+def test(options: argparse.Namespace) -> None:
+    """Prints the metrics of a test split."""
+    from pathlib import Path
+
+    from alignlab.answers import measure
+
+    output = Path(options.output) if options.output else None
+    for name, value in sorted(measure(options.model, options.overrides, output=output).items()):
+        print(f"{name} {value:.4f}")
 
 
 def export(options: argparse.Namespace) -> None:

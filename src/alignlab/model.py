@@ -3,7 +3,7 @@
 # B texts, T tokens of the longest
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from alignlab.generate import Generation, Sampling
 from alignlab.generate.engine import generate_all
 from alignlab.losses import token_log_probs
 from alignlab.models.gpt import GPT
-from alignlab.origin import origin
-from alignlab.text.tokenizer import Tokenizer
+from alignlab.origin import Origin, origin
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> "Model":
@@ -28,16 +27,26 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> "Model":
     with torch.device("meta"):
         model = GPT(start.config)
     model.load_state_dict(start.weights, assign=True)  # no second copy of the weights
-    return Model(gpt=model.to(device).eval(), tokenizer=start.tokenizer, path=str(path))
+    return Model(gpt=model.to(device).eval(), start=start)
 
 
 class Model:
     """A GPT with its tokenizer."""
 
-    def __init__(self, *, gpt: GPT, tokenizer: Tokenizer, path: str) -> None:
+    def __init__(self, *, gpt: GPT, start: Origin) -> None:
         self.gpt = gpt
-        self.tokenizer = tokenizer
-        self.path = path
+        self.start = start
+        self.tokenizer = start.tokenizer
+
+    def predict(self, rows: Iterable[dict | str], *, batch_size: int | None = None) -> list[dict[str, Any]]:
+        """What the run's task says to `rows`, dicts in its columns (or bare texts), in their order.
+
+        Each answer is a dict: row, input, target, output and scores; a row that cannot be answered has `error` instead.
+        Raises ValueError for a folder of weights, or a task that answers nothing.
+        """
+        from alignlab.answers import answer  # imports the trainer
+
+        return answer(self.start, self.gpt, rows, batch_size=batch_size)
 
     def generate(
         self, prompts: str | Sequence[str], *, on_text: Callable[[int, str], None] | None = None, **sampling: Any

@@ -27,8 +27,8 @@ Form = Literal["auto", "classes", "multi_label", "regression"]
 def find_labels(rows: Iterable[dict], form: Form = "auto") -> LabelSet:
     """The label set of training rows: lists are multi-label, numbers of which some are fractions regression.
 
-    Anything else is a class. Classes are ordered by name, or by id where all are ids. Raises ValueError where forms are mixed, or where there is
-    only one class.
+    Anything else is a class. Classes are ordered by name, or by id where all are ids. Raises ValueError where forms
+    are mixed, or where there is only one class.
     """
     seen: Counter[str | int | float] = Counter()
     total, first = 0, None
@@ -138,6 +138,8 @@ class Labels(TextData):
     a trained model knows; without them they are found in the training rows. With `targets=False` rows need no label.
     `pad_to` rounds the width of a batch up to a multiple, for compiled models, which want few shapes.
     """
+
+    kind = "labels"
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ the data are counted here. It knows nothing of tasks and models.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import lightning as L
 import numpy as np
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from alignlab.data.order import Order
 
+Kind = Literal["text", "labels", "span", "response", "chat", "pairs", "prompts"]
 SPLITS = ("train", "val", "test")
 
 
@@ -111,6 +112,8 @@ class TextData(L.LightningDataModule, ABC):
     `batch_size` rows make a micro-batch; `accumulate` micro-batches on each rank make an optimizer step.
     `epoch_steps` shortens a pass over the data to that many optimizer steps, for trials.
     """
+
+    kind: ClassVar[Kind]  # of rows
 
     def __init__(
         self, *, batch_size: int, accumulate: int, workers: int, seed: int, epoch_steps: int | None = None

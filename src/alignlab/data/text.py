@@ -81,6 +81,8 @@ class Text(TextData):
     at several places of its window. With `separate_documents`, documents in one window do not see each other.
     """
 
+    kind = "text"
+
     def __init__(
         self,
         *,

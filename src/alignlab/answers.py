@@ -1,0 +1,110 @@
+"""What a trained task says to rows: those of a person, or a test split of anybody's, without training.
+
+It puts a run's task and datamodule together again from its checkpoint, and knows nothing of any single task.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import get_class, instantiate
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.build import data_of, load_weights, node, task_of
+from alignlab.callbacks.predictions import Predictions, lines
+from alignlab.models.gpt import GPT
+from alignlab.origin import Origin, origin
+from alignlab.rows.given import Given
+from alignlab.tasks.task import TaskModule
+from alignlab.trainer import resolve_precision
+
+OF_THE_DATA = ("data", "datamodule", "task", "trainer")
+
+
+@torch.no_grad()
+def answer(
+    start: Origin, model: GPT, rows: Iterable[dict | str], *, batch_size: int | None = None
+) -> list[dict[str, Any]]:
+    """One dict a row, in their order: row, input, target (None where unknown), output and scores, or error."""
+    task = task_of(start, model)
+    config = OmegaConf.create(start.settings or {})
+    kind = get_class(config.datamodule["_target_"]).kind
+    given = Given(rows=rows, kind=kind, columns=config.data.get("columns") or {})
+    if not given.rows:
+        return list(lines([], {}, given.errors))
+    if batch_size is not None:
+        config.datamodule.batch_size = batch_size
+    context = model.config.context
+    data = data_of(config, given, start.tokenizer, context, **start.found, targets=False)
+    device = model.embed.weight.device
+    batches = (move_data_to_device(batch, device) for batch in data.test_dataloader())
+    return list(lines(data.asked("test"), task.predict(batches), {**given.errors, **data.dropped("test")}))
+
+
+def measure(place: str, overrides: Sequence[str], *, output: Path | None = None) -> dict[str, float]:
+    """The metrics of the task of the run at `place` on a test split; `overrides` say which, as for train.py.
+
+    A Hugging Face folder needs task= among them. With `output` the answers are written there.
+    """
+    start = origin(place)
+    composed = _composed(overrides, place)
+    model = GPT(start.config)
+    load_weights(model, start.weights)
+    if start.settings is None:
+        rows = instantiate(composed.data, _convert_="all")
+        data = data_of(composed, rows, start.tokenizer, start.config.context)
+        optim = instantiate(composed.optim, _convert_="all")
+        task: TaskModule = node(composed.task, model=model, tokenizer=start.tokenizer, optim=optim, **data.found())
+        settings = composed
+    else:
+        settings = _changed(OmegaConf.create(start.settings), composed, overrides)
+        rows = instantiate(settings.data, _convert_="all")
+        data = data_of(settings, rows, start.tokenizer, start.config.context, **start.found)
+        task = task_of(start, model)
+    if data.examples("test") is None:
+        raise ValueError(f"there is no test split; add data=files data.test=PATH to alignlab test {place}")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the devices that it did not find
+    trainer = L.Trainer(
+        accelerator=settings.trainer.get("accelerator", "auto"), devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+        precision=resolve_precision(settings.trainer.get("precision"), settings.trainer.get("accelerator", "auto")),
+        callbacks=[Predictions(path=output, data=data)] if output is not None else [],
+    )  # fmt: skip
+    trainer.test(task, datamodule=data, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _composed(overrides: Sequence[str], place: str) -> DictConfig:
+    """The configuration that train.py would compose, checked as there."""
+    from hydra import compose, initialize_config_dir
+
+    from alignlab.commandline import check, prepare
+    from alignlab.commandline.tree import conf_folder
+
+    for override in overrides:
+        name = override.lstrip("+").partition("=")[0]
+        if name.split(".")[0].split("/")[0] not in OF_THE_DATA:
+            raise ValueError(f"alignlab test takes no {name}; accepted: {', '.join(OF_THE_DATA)} and their options")
+    with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
+        composed = compose("config", prepare(list(overrides)))
+    check(composed, ())
+    return composed
+
+
+def _changed(settings: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A run's settings with the options that were typed: a whole group, or single values."""
+    names = [override.lstrip("+").partition("=")[0] for override in overrides]
+    if "data" in names:
+        settings.data = composed.data
+    for name in names:
+        if "." in name:
+            OmegaConf.update(settings, name, OmegaConf.select(composed, name), force_add=True)
+    for split in ("train", "val"):  # only the test split is read, where the source can leave the others out
+        if "data" not in names and split in settings.data and isinstance(settings.data[split], str):
+            settings.data[split] = None
+    return settings
+
