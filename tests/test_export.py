@@ -58,7 +58,9 @@ def test_run_opens_in_transformers_and_comes_back(
     assert "alignlab.rows.files.Files" in card
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8"))
     assert generation["eos_token_id"] == [256, 259]  # the end of a text, and of a turn
-    again = {name: tiny_run(f"on-{name}", *SHORT, f"init_from={tmp_path / name}", "optim.lr=0") for name in ("run", "out")}
+    again = {
+        name: tiny_run(f"on-{name}", *SHORT, f"init_from={tmp_path / name}", "optim.lr=0") for name in ("run", "out")
+    }
     assert again["run"]["val/loss"] == again["out"]["val/loss"]  # goes on with equal loss
 
 

@@ -34,6 +34,7 @@ class Parts:
     task: TaskModule
     data: TextData
     facts: dict[str, str | int | float]
+    fingerprint: str  # of the training rows
     report: Report  # which weights learn
     base: dict[str, str] | None  # path and fingerprint of the weights that checkpoints leave out
     lora_scale: float | None  # of low-rank layers
@@ -93,7 +94,15 @@ def build(config: DictConfig, start: Origin | None, *, command_line: list[str] |
     if base is not None:
         task.left_to_base = report.frozen
     facts = {**rows.facts(), **data.facts()}
-    return Parts(task=task, data=data, facts=facts, report=report, base=base, lora_scale=tuning.lora_scale)
+    return Parts(
+        task=task,
+        data=data,
+        facts=facts,
+        report=report,
+        base=base,
+        lora_scale=tuning.lora_scale,
+        fingerprint=rows.fingerprint("train"),
+    )
 
 
 def data_of(config: DictConfig, rows: Any, tokenizer: Tokenizer, context: int, **known: Any) -> TextData:

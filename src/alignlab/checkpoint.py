@@ -18,6 +18,8 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
+from alignlab.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -25,7 +27,7 @@ class DamagedCheckpoint(ValueError):
     """A checkpoint whose bytes are not those that were written."""
 
 
-class NotWritten(OSError):
+class NotWritten(UserError):
     """A checkpoint that the disk did not take; the one before is intact."""
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from alignlab.errors import guard
 
@@ -12,11 +12,12 @@ def main(folder: Path) -> None:
     """Trains in `folder`; exits with 128 + N after signal N."""
     with guard():
         from alignlab.logs import configure_logging
-        from alignlab.run import execute
+        from alignlab.run import execute_until_stopped
 
         configure_logging(folder)
         config = OmegaConf.load(folder / ".hydra" / "config.yaml")
-        execute(config, folder)  # type: ignore[arg-type]
+        assert isinstance(config, DictConfig)
+        execute_until_stopped(config, folder)
 
 
 if __name__ == "__main__":

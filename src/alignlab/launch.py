@@ -40,9 +40,9 @@ def train(config: DictConfig, folder: Path, command_line: list[str]) -> float | 
         if (code := run_ranks(config, folder)) != 0:
             raise SystemExit(code)
     else:
-        from alignlab.run import execute
+        from alignlab.run import execute_until_stopped
 
-        execute(config, folder, command_line=command_line)
+        execute_until_stopped(config, folder, command_line=command_line)
     metrics = folder / "metrics.json"
     values = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
     return values.get(f"best/{config.monitor}")

@@ -15,10 +15,12 @@ from omegaconf import DictConfig
 from alignlab import checkpoint as files
 from alignlab.build import Parts, build
 from alignlab.origin import origin, origin_of
+from alignlab.callbacks.rhythm import Stopped
 from alignlab.summary import show_summary
 from alignlab.trainer import Callbacks, horizon_of, make_callbacks, make_trainer, ranks_of, require_device
 
 log = logging.getLogger(__name__)
+
 
 def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None = None) -> dict[str, Any]:
     """Trains as `config` says, in `folder`; goes on from the newest good checkpoint that is there. Returns the metrics.
@@ -62,10 +64,19 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     return dict(callbacks.record.values)
 
 
+def execute_until_stopped(config: DictConfig, folder: Path, *, command_line: list[str] | None = None) -> None:
+    """`execute`; after a signal the process exits with 128 + its number, as a shell expects."""
+    try:
+        execute(config, folder, command_line=command_line)
+    except Stopped as stopped:
+        log.info("%s; go on with: python train.py resume=%s", stopped, folder)
+        raise SystemExit(stopped.exit_code) from None
+
+
 def _position(config: DictConfig, parts: Parts, ranks: int) -> dict[str, Any]:
     """What a run must agree with to go on exactly."""
     return {
-        "data": str(parts.facts.get("train_hash", "")),
+        "data": parts.fingerprint,
         "tokenizer": parts.task.tokenizer.fingerprint,
         "batch_size": parts.data.batch_size * parts.data.accumulate * ranks,
     }
@@ -75,7 +86,9 @@ def _compare(now: dict[str, Any], before: dict[str, Any], allowed: Any) -> None:
     differing = [name for name in now if now[name] != before[name] and name not in (allowed or [])]
     if differing:
         told = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in differing)
-        raise ValueError(f"the run cannot go on exactly: {told}. Restore it, or allow it: resume_with=[{','.join(differing)}]")
+        raise ValueError(
+            f"the run cannot go on exactly: {told}. Restore it, or allow it: resume_with=[{','.join(differing)}]"
+        )
 
 
 def _describe(config: DictConfig, parts: Parts, trainer: L.Trainer, horizon: int) -> None:
@@ -83,11 +96,22 @@ def _describe(config: DictConfig, parts: Parts, trainer: L.Trainer, horizon: int
     for name, value in parts.facts.items():
         log.info("data  %s: %s", name, f"{value:,}" if isinstance(value, int) else value)
     per_epoch = parts.data.steps_per_epoch(trainer.world_size)
-    log.info("model  %s parameters; vocabulary %d, context %d", f"{model.parameter_count():,}",
-             model.config.vocabulary, model.config.context)
+    log.info(
+        "model  %s parameters; vocabulary %d, context %d",
+        f"{model.parameter_count():,}",
+        model.config.vocabulary,
+        model.config.context,
+    )
     log.info("tuning  %s", parts.report)
-    log.info("training  %d steps, %d an epoch; %s on %d x %s", horizon, per_epoch, trainer.precision,
-             trainer.world_size, trainer.strategy.root_device.type)
+    log.info(
+        "training  %d steps, %d an epoch; %s on %d x %s",
+        horizon,
+        per_epoch,
+        trainer.precision,
+        trainer.world_size,
+        trainer.strategy.root_device.type,
+    )
+
 
 def _is_finished(callbacks: Callbacks, checkpoint: dict[str, Any], folder: Path) -> bool:
     state = checkpoint["callbacks"].get(callbacks.record.state_key)

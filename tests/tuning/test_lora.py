@@ -133,9 +133,7 @@ def test_equals_peft_in_outputs_and_one_step(variant: str, dropout: float, tmp_p
     if dropout:  # transformers draws for the gate before the up-projection, we after it
         modules.remove("gate_proj")
         targets.remove("gate")
-    theirs = theirs_of(
-        tmp_path / "base", r=4, lora_alpha=12, lora_dropout=dropout, target_modules=modules, **options
-    )
+    theirs = theirs_of(tmp_path / "base", r=4, lora_alpha=12, lora_dropout=dropout, target_modules=modules, **options)
     theirs.save_pretrained(tmp_path / "adapter")
     ours = from_folder(tmp_path / "base")
     settings = LoRA(

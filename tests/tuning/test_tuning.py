@@ -139,5 +139,3 @@ def test_report_counts_weights_and_optimizer_state(tiny_run: Run, caplog: pytest
     assert AdamW().numbers_per_weight("a", weight) == 2
     assert SGD().numbers_per_weight("a", weight) == 1
     assert SGD(momentum=0).numbers_per_weight("a", weight) == 0
-
-

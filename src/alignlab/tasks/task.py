@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from alignlab.errors import UserError
 from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
 from alignlab.text.tokenizer import Tokenizer
@@ -41,7 +42,7 @@ class Table(NamedTuple):
     names: list[str]
 
 
-class NotFinite(RuntimeError):
+class NotFinite(UserError):
     """Training met non-finite losses or gradients too many times in a row."""
 
 

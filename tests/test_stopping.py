@@ -1,0 +1,132 @@
+"""Stopping and going on, as a user does it: signals, kill -9, a damaged file, a full disk, a changed file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from alignlab import checkpoint as files
+from tests.conftest import ROOT, TINY, train
+from tests.test_laws import assert_equal
+
+LONG = (*TINY, "data=files", "trainer.max_steps=3000", "eval_every=1500", "checkpoint_every=5", "test=false")
+
+
+def started(folder: Path, corpus: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "train.py"), f"data.train={corpus}", "hydra.run.dir=run", *LONG, *more]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def step_of(path: Path) -> int:
+    return files.read(path)["position"]["step"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_so(number: signal.Signals, code: int, tmp_path: Path, corpus: Path) -> None:
+    process = started(tmp_path, corpus)
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    wait_for(last)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert 0 < step_of(last) < 3000
+    assert not (tmp_path / "run/checkpoints/best.ckpt").exists()  # no validation on the way out
+
+
+def test_killed_in_a_write_a_run_ends_where_an_undisturbed_one_does(tmp_path: Path, corpus: Path) -> None:
+    short = ("trainer.max_steps=40", "eval_every=20", "checkpoint_every=1", "trainer.accumulate_grad_batches=2")
+    process = started(tmp_path, corpus, *short)
+    wait_for(tmp_path / "run/checkpoints/last-1.ckpt")
+    process.kill()
+    process.communicate(timeout=60)
+    stopped_at = step_of(tmp_path / "run/checkpoints/last.ckpt")
+    resumed = train("resume=run", folder=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    whole = train(f"data.train={corpus}", "hydra.run.dir=whole", *LONG, *short, folder=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    one, other = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("run", "whole"))
+    for name in ("state_dict", "optimizer_states", "lr_schedulers", "rng", "position", "counters"):
+        assert_equal(one[name], other[name], name)
+    assert stopped_at < 40
+    again = train("resume=run", folder=tmp_path)
+    assert again.returncode == 0
+    assert "nothing left to do" in again.stderr
+    changed = train("resume=run", "optim.lr=1", folder=tmp_path)
+    assert changed.returncode == 2
+    assert "optim.lr cannot change when a run goes on" in changed.stderr
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2, 3):
+        files.rotate(tmp_path, keep=2)
+        files.write({"step": step, "weights": __import__("torch").arange(1000.0)}, tmp_path / "last.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last-1.ckpt", "last.ckpt"]
+    content = bytearray((tmp_path / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1  # one flipped bit, which torch.load does not see
+    (tmp_path / "last.ckpt").write_bytes(bytes(content))
+    newest = files.newest_good(tmp_path)
+    assert newest is not None
+    assert newest.name == "last-1.ckpt"
+    assert files.read(newest)["step"] == 2
+    assert "last.ckpt is damaged" in caplog.text
+    (tmp_path / "last-1.ckpt").write_bytes(b"PK")
+    with pytest.raises(files.DamagedCheckpoint, match="no undamaged checkpoint"):
+        files.newest_good(tmp_path)
+
+
+def test_changed_data_is_refused_unless_allowed(tmp_path: Path, corpus: Path) -> None:
+    copy = tmp_path / "text.txt"
+    copy.write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")
+    arguments = ("data=files", f"data.train={copy}", "hydra.run.dir=run", *TINY, "trainer.max_steps=2", "test=false")
+    assert train(*arguments, folder=tmp_path).returncode == 0
+    refused = train(*arguments, folder=tmp_path)
+    assert refused.returncode == 2
+    assert "holds a run already" in refused.stderr
+    copy.write_text(corpus.read_text(encoding="utf-8") + "One more line.\n" * 50, encoding="utf-8")
+    changed = train("resume=run", "trainer.max_steps=4", folder=tmp_path)
+    assert changed.returncode == 2
+    assert "cannot go on exactly: data was" in changed.stderr
+    assert len(changed.stderr.strip().splitlines()) <= 12
+    allowed = train("resume=run", "trainer.max_steps=4", "resume_with=[data]", folder=tmp_path)
+    assert allowed.returncode == 0, allowed.stderr
+    assert "the horizon changes from 2 to 4 steps" in allowed.stderr
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["step"] == 4
+
+
+def test_diverging_stops_with_an_error_and_keeps_finite_weights(tmp_path: Path, corpus: Path) -> None:
+    arguments = (f"data.train={corpus}", "hydra.run.dir=run", *LONG, "optim=sgd", "optim.lr=1e30")
+    run = train(*arguments, "trainer.gradient_clip_val=null", "checkpoint_every=1", folder=tmp_path)
+    assert run.returncode not in (0, 1), run.stderr
+    assert "finite" in run.stderr
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    assert not last.exists() or not files.not_finite(files.read(last)["state_dict"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, corpus: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)], check=False).returncode:
+        pytest.skip("this machine does not allow mounting")
+    try:
+        run = train(f"data.train={corpus}", f"hydra.run.dir={disk}/run", *LONG, folder=tmp_path)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert run.returncode == 2, run.stderr
+    assert "No space left" in run.stderr or "could not write" in run.stderr
+    assert "Traceback" not in run.stderr
