@@ -81,9 +81,15 @@ class PyDocs:
         """
         if kind != "text":
             raise ValueError(f"data=pydocs holds rows of text; this task needs rows of {kind}: see data=files")
+        for number, (_, text) in enumerate(self.modules(split)):
+            yield {"text": text, "row": number, "continues": False}
+
+    def modules(self, split: Split) -> Iterator[tuple[str, str]]:
+        """(name, text) of each module of a split."""
         with open(self._corpus / f"{split}.jsonl", encoding="utf-8") as file:
-            for number, line in enumerate(file):
-                yield {"text": json.loads(line)["text"], "row": number, "continues": False}
+            for line in file:
+                entry = json.loads(line)
+                yield entry["module"], entry["text"]
 
     def fingerprint(self, split: Split) -> str:
         """Content hash of the split's rows."""
