@@ -51,9 +51,10 @@ def is_short_bf16(query: Tensor) -> bool:
 
 def causal_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal attention (B, H, T, Dh) as two matrix products and a softmax, which is rounded to the inputs' type."""
-    later = torch.ones(query.shape[2], key.shape[2], device=query.device, dtype=torch.bool).triu(1)
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, H, T, T)
-    return scores.masked_fill(later, -math.inf).softmax(dim=-1).to(value.dtype) @ value
+    later = torch.full((query.shape[2], key.shape[2]), -math.inf, device=query.device, dtype=query.dtype).triu(1)
+    scaled, rows = query * query.shape[-1] ** -0.5, query.shape[:2]
+    scores = torch.baddbmm(later, scaled.flatten(0, 1), key.flatten(0, 1).transpose(1, 2))  # (B H, T, T)
+    return (scores.softmax(dim=-1).to(value.dtype) @ value.flatten(0, 1)).unflatten(0, rows)
 
 
 class Attention(nn.Module):

@@ -47,7 +47,7 @@ class Report:
     def __str__(self) -> str:
         share = 100 * self.learned_parameters / self.parameters
         text = (
-            f"{self.learned_parameters:,} of {self.parameters:,} parameters learn ({share:.2g} %); "
+            f"{self.learned_parameters:,} of {self.parameters:,} parameters learn ({share:.3g} %); "
             f"optimizer state {self.state_bytes / MB:,.2f} MB"
         )
         return f"{text}; {self.note}" if self.note else text

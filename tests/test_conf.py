@@ -1,0 +1,84 @@
+"""Law 11: every option under conf/ composes, builds and takes two steps; recipes carry what they measured."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.conftest import ROOT, composed
+
+CONF = ROOT / "conf"
+NANO_OR_LESS = 2_000_000  # parameters; larger presets are built on the meta device
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{group}={choice}"
+        for group in ("optim", "logger", "callbacks")
+        for choice in choices(group)
+    ],
+)  # fmt: skip
+def test_option_takes_two_steps(override: str, tiny_run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    values = tiny_run("run", override, "trainer.max_steps=2")
+    assert values["step"] == 2
+    assert (tmp_path / "run/metrics.json").is_file()
+    assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("choice", choices("tokenizer"))
+def test_tokenizer_takes_two_steps(
+    choice: str, tiny_run: Callable[..., dict[str, Any]], tmp_path: Path, corpus: Path
+) -> None:
+    options = {"bpe": ("tokenizer.vocab_size=300",)}.get(choice, ())
+    if choice == "file":
+        from alignlab.text.tokenizer import BPE
+
+        text = corpus.read_text(encoding="utf-8")
+        BPE(vocab_size=280).build(lambda: [text], "test_conf").save(tmp_path / "own")
+        options = (f"tokenizer.path={tmp_path / 'own' / 'tokenizer.json'}",)
+    assert tiny_run("run", f"tokenizer={choice}", *options, "trainer.max_steps=2")["step"] == 2
+
+
+@pytest.mark.parametrize("choice", choices("model"))
+def test_preset_builds(choice: str) -> None:
+    from hydra.utils import instantiate
+
+    from alignlab.models.gpt import GPT
+
+    config = instantiate(composed(f"model={choice}").model, vocabulary=300)
+    with torch.device("meta"):
+        hidden = GPT(config)(torch.zeros(1, 8, dtype=torch.long))
+    assert hidden.shape == (1, 8, config.width)
+
+
+@pytest.mark.parametrize("choice", choices("trainer"))
+def test_trainer_composes(choice: str) -> None:
+    config = composed(f"trainer={choice}")
+    assert config.trainer.max_steps == (2 if choice == "debug" else 650)
+
+
+@pytest.mark.parametrize("choice", choices("experiment"))
+def test_recipe_opens_with_command_and_result(choice: str) -> None:
+    text = (CONF / "experiment" / f"{choice}.yaml").read_text(encoding="utf-8")
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    assert any("python train.py" in line for line in header), "a recipe opens with its command"
+    assert any("measured" in line for line in header), "a recipe says what it measured, on what, when"
+    own = OmegaConf.create(text)
+    assert "data" not in own, "a recipe chooses data by `override /data` and sets no key of it"
+
+
+def test_compile_and_fp16_and_recomputation_train(tiny_run: Callable[..., dict[str, Any]]) -> None:
+    plain = tiny_run("plain", "trainer.max_steps=2")
+    again = tiny_run("again", "trainer.max_steps=2", "recompute_activations=true")
+    assert again["val/loss"] == pytest.approx(plain["val/loss"], abs=1e-6)
+    for precision in ("bf16-mixed", "16-mixed"):
+        rounded = tiny_run(precision, "trainer.max_steps=2", f"trainer.precision={precision}")
+        assert rounded["val/loss"] == pytest.approx(plain["val/loss"], abs=0.05)
