@@ -6,6 +6,7 @@ constructor's arguments; what is discovered (vocabulary, weights, rows) is passe
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from alignlab.origin import Origin, base_of, origin_of
 from alignlab.tasks.task import TaskModule
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.tuning import Report
+from alignlab.tuning.lora import merged
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ def build(config: DictConfig, start: Origin | None, *, command_line: list[str] |
         raise ValueError(f"model.vocabulary is {model_config.vocabulary}; the tokenizer has {tokenizer.vocab_size}")
     tuning = instantiate(config.tuning, _convert_="all")
     report = tuning.apply(task)
+    task.while_generating = partial(merged, task)
     base = base_of(start) if start is not None and config.init_from and report.frozen else None
     if base is not None:
         task.left_to_base = report.frozen

@@ -7,7 +7,8 @@ files and configuration.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -28,10 +29,10 @@ log = logging.getLogger(__name__)
 
 
 class Term(NamedTuple):
-    """One part of a loss: a `sum` over this micro-batch's targets, to be divided by the step's count named `count`."""
+    """One part of a loss: a `sum` over this micro-batch's targets, to be divided by the step's count named `counted`."""
 
     sum: Tensor
-    count: str
+    counted: str
     weight: float = 1.0
 
 
@@ -65,6 +66,7 @@ class TaskModule(L.LightningModule, ABC):
         self.is_head_fresh = True
         self.found: dict[str, Any] = {}  # what the data told: labels, languages
         self.predictions: dict[int, dict[str, Any]] = {}  # row of the test split -> output and scores
+        self.while_generating: Callable[[], AbstractContextManager] = nullcontext  # around texts that are written
         self.tables: dict[str, Table] = {}  # of the last evaluation, by stage and name
         self.left_to_base: frozenset[str] = frozenset()  # frozen weights that checkpoints do not hold
         self.skipped_steps = 0
@@ -125,12 +127,12 @@ class TaskModule(L.LightningModule, ABC):
         undo = self.trainer.accumulate_grad_batches * self.trainer.world_size
         total: Tensor | None = None
         for name, term in self.losses(batch).items():
-            part = term.sum * (term.weight * undo / batch.counts[term.count])
+            part = term.sum * (term.weight * undo / batch.counts[term.counted])
             total = part if total is None else total + part
-            share = term.sum.detach() / batch.counts[term.count]
+            share = term.sum.detach() / batch.counts[term.counted]
             self.sums[name] = self.sums[name] + share if name in self.sums else share
             if batch_idx % self.trainer.accumulate_grad_batches == 0:
-                self.trained_tokens += batch.counts[term.count]
+                self.trained_tokens += batch.counts[term.counted]
         self.read_tokens += batch.tokens
         assert total is not None, "a task has at least one loss"
         return total
@@ -173,6 +175,7 @@ class TaskModule(L.LightningModule, ABC):
             return
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        assert self.device_mesh is not None, "the strategy makes the mesh before the model"
         mesh = self.device_mesh["data_parallel"]
         for block in self.model.blocks:
             fully_shard(block, mesh=mesh)

@@ -1,0 +1,91 @@
+"""Tasks that write a response, on whole tiny runs: laws 1, 4, 6 and 10, the prefix mask, and what is written."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import alignlab
+from alignlab.batch import ResponseBatch
+from alignlab.build import load
+from tests.test_laws import SGD, largest_difference, weights
+
+Run = Callable[..., dict[str, Any]]
+PAIRS = [{"source": f"{n}", "target": "一二三四五六"[: 1 + n % 6]} for n in range(12)]
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def written(tiny_run: Run, tmp_path: Path) -> Run:
+    def run(name: str, *overrides: str, task: str = "translation", rows: list | None = None) -> dict[str, Any]:
+        path = jsonl(tmp_path / f"{name}.jsonl", rows or PAIRS)
+        return tiny_run(name, f"task={task}", f"data.train={path}", f"data.val={path}", *overrides)
+
+    return run
+
+
+def test_law_1_however_a_step_is_split(written: Run, tmp_path: Path) -> None:
+    fixed = (*SGD, "trainer.gradient_clip_val=null", "datamodule.generate_rows=0", "task.label_smoothing=0.1")
+    for size, times in ((8, 1), (2, 4)):
+        written(
+            f"{size}x{times}", *fixed, "trainer.max_steps=3", f"datamodule.batch_size={size}", "monitor=val/loss",
+            f"trainer.accumulate_grad_batches={times}", "test=false",
+        )  # fmt: skip
+    assert largest_difference(weights(tmp_path / "8x1"), weights(tmp_path / "2x4")) < 1e-6
+
+
+def test_law_6_fresh_loss_is_ln_v(written: Run) -> None:
+    values = written("fresh", "optim=sgd", "optim.lr=0", "trainer.max_steps=1")
+    assert values["val/loss"] == pytest.approx(math.log(260), rel=0.02)
+    assert values["val/copy_bleu"] == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "metric", "best"),
+    [
+        ("translation", PAIRS, "bleu", 100),
+        ("summarization", [{"document": row["source"], "summary": [row["target"], "x"]} for row in PAIRS], "rouge1", 1),
+        ("generative_qa", [{"question": row["source"], "answer": row["target"]} for row in PAIRS], "em", 100),
+    ],
+)
+def test_law_10_a_memorized_batch(
+    task: str, rows: list[dict[str, Any]], metric: str, best: float, written: Run, tmp_path: Path
+) -> None:
+    values = written(
+        "learned", "trainer.max_steps=150", "optim.lr=1e-2", "eval_every=150", "task.label_smoothing=0",
+        "datamodule.batch_size=12", "model.context=64", f"monitor=val/{metric}",
+        f"data.test={jsonl(tmp_path / 'test.jsonl', rows[:3])}", "task.max_new_tokens=24",
+        task=task, rows=rows,
+    )  # fmt: skip
+    assert values["val/loss"] < 0.05
+    assert values[f"val/{metric}"] == pytest.approx(best)
+    lines = [json.loads(line) for line in (tmp_path / "learned/predictions.jsonl").open(encoding="utf-8")]
+    assert [line["output"] for line in lines] == [row["target"] for row in PAIRS[:3]]
+    asked = {name: value for name, value in rows[4].items() if name in ("source", "document", "question")}
+    answers = alignlab.load(str(tmp_path / "learned")).predict([asked])
+    assert answers[0]["output"] == PAIRS[4]["target"]
+    assert answers[0]["target"] is None
+
+
+def test_prefix_mask_lets_the_prompt_see_itself_and_no_more(written: Run, tmp_path: Path) -> None:
+    written("prefix", "trainer.max_steps=1", "datamodule.generate_rows=0", "monitor=val/loss")
+    task = load(str(tmp_path / "prefix"))
+
+    def hidden(ids: list[int]) -> torch.Tensor:
+        tensor = torch.tensor([ids])
+        batch = ResponseBatch(tensor, tensor, torch.tensor([6]), torch.tensor([3]), [None], [None], [0], {}, 6)
+        with torch.no_grad():
+            return task._hidden(batch)[0]  # type: ignore[operator]
+
+    start = hidden([5, 6, 7, 8, 9, 10])
+    within, beyond = hidden([5, 6, 99, 8, 9, 10]), hidden([5, 6, 7, 8, 9, 99])
+    assert not torch.allclose(start[0], within[0])  # the first token of the prompt sees its last
+    assert torch.equal(start[:5], beyond[:5])  # the response stays causal
