@@ -18,7 +18,7 @@ def job(config: DictConfig) -> float | None:
     """One composed run; in a sweep one of its jobs. Returns the best value of the monitored metric."""
     with guard():
         runtime = HydraConfig.get()
-        overrides = OmegaConf.to_container(runtime.overrides.task, resolve=False)
+        overrides = [str(o) for o in OmegaConf.to_container(runtime.overrides.task, resolve=False) or ()]
         check(config, trusted(overrides))
         from alignlab.launch import train  # after the checks: this imports torch
 

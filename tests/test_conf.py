@@ -62,7 +62,7 @@ def test_preset_builds(choice: str) -> None:
 @pytest.mark.parametrize("choice", choices("trainer"))
 def test_trainer_composes(choice: str) -> None:
     config = composed(f"trainer={choice}")
-    assert config.trainer.max_steps == (2 if choice == "debug" else 650)
+    assert config.trainer.max_steps == (2 if choice == "debug" else 600)
 
 
 @pytest.mark.parametrize("choice", choices("experiment"))

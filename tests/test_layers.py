@@ -50,7 +50,10 @@ def test_who_imports_whom() -> None:
     for path in sorted(SOURCE.rglob("*.py")):
         own = part(path)
         if own in MAY_IMPORT:
-            wrong += [f"{path.relative_to(SOURCE)} imports {name}" for name in imported(path) - MAY_IMPORT[own] - ANYONE - {own}]
+            wrong += [
+                f"{path.relative_to(SOURCE)} imports {name}"
+                for name in imported(path) - MAY_IMPORT[own] - ANYONE - {own}
+            ]
     assert wrong == []
 
 
@@ -61,7 +64,23 @@ def test_nothing_below_composes() -> None:
 
 
 def test_only_the_top_knows_hydra() -> None:
-    may = {"build", "commandline", "stages", "trainer", "run", "launch", "folders", "errors", "cli", "child", "export", "origin", "model", "answers", "card"}
+    may = {
+        "build",
+        "commandline",
+        "stages",
+        "trainer",
+        "run",
+        "launch",
+        "folders",
+        "errors",
+        "cli",
+        "child",
+        "export",
+        "origin",
+        "model",
+        "answers",
+        "card",
+    }
     for path in sorted(SOURCE.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         if part(path) not in may:

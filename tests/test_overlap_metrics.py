@@ -13,7 +13,7 @@ CHINESE = ["今天天气很好，我们去公园散步。", "他昨天在图书�
 
 def texts(seed: int, count: int = 12) -> list[str]:
     draw = random.Random(seed)
-    words = "the a cat dog sat on mat, runs quickly. Red BLUE it's 42".split()
+    words = ["the", "a", "cat", "dog", "sat", "on", "mat,", "runs", "quickly.", "Red", "BLUE", "it's", "42"]
     return [" ".join(draw.choices(words, k=draw.randint(1, 9))) for _ in range(count)]
 
 

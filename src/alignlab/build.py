@@ -69,7 +69,7 @@ def build(config: DictConfig, start: Origin | None, *, command_line: list[str] |
     """The task and its data from a composed configuration; the weights are fresh, or those of `start`."""
     L.seed_everything(config.seed, workers=False, verbose=False)
     rows = instantiate(config.data, _convert_="all")
-    data_class = get_class(config.datamodule["_target_"])  # knows which texts of its rows a tokenizer learns from
+    data_class: Any = get_class(config.datamodule["_target_"])  # knows which texts of its rows a tokenizer learns from
     if start is not None:
         tokenizer = start.tokenizer
     else:

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 
 from alignlab import checkpoint as files
 from alignlab.build import Parts, build
-from alignlab.origin import origin, origin_of
 from alignlab.callbacks.rhythm import Stopped
+from alignlab.origin import Origin, origin, origin_of
 from alignlab.summary import show_summary
 from alignlab.trainer import Callbacks, horizon_of, make_callbacks, make_trainer, ranks_of, require_device
 
@@ -30,10 +30,11 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     require_device(config)
     newest = files.newest_good(folder / "checkpoints")
     checkpoint = files.read(newest) if newest is not None else None
+    start: Origin | None = None
     if checkpoint is not None:
         start = origin_of(checkpoint, str(newest), resumes=True)
-    else:
-        start = origin(config.init_from) if config.init_from else None
+    elif config.init_from:
+        start = origin(config.init_from)
     parts = build(config, start, command_line=command_line)
     if checkpoint is not None and not config.init_from:
         parts.task.is_fresh = True

@@ -44,15 +44,13 @@ def run_stages(config: DictConfig, folder: Path, command_line: list[str]) -> Non
     take_over(folder, Path(before or ""), done)
 
 
-def stage_overrides(
-    config: DictConfig, stage: DictConfig, command_line: list[str], before: str | None
-) -> list[str]:
+def stage_overrides(config: DictConfig, stage: DictConfig, command_line: list[str], before: str | None) -> list[str]:
     """The recipe's experiment, then the stage's own, then those of the command line, which win."""
     experiment = [o for o in command_line if o.startswith("experiment=")]
     own = []
     for key, value in OmegaConf.to_container(stage, resolve=False).items():  # type: ignore[union-attr]
         text = legal(value) if isinstance(value, str) else json.dumps(value)
-        own.append(f"++{key}={text}" if "." in str(key) else f"{key}={text}")
+        own.append(f"++{key!s}={text}" if "." in str(key) else f"{key!s}={text}")
     typed = [o for o in command_line if not o.lstrip("+").startswith(OF_THE_RECIPE)]
     start = [f"init_from={legal(before)}"] if before else []
     return [*experiment, "stages=null", *own, *typed, *start]
@@ -68,7 +66,9 @@ def composed_stage(overrides: list[str]) -> DictConfig:
 def take_over(folder: Path, last: Path, done: dict[str, Any]) -> None:
     """Makes the last stage's results those of the recipe, with the metrics of all stages beside them."""
     values = json.loads((last / "metrics.json").read_text(encoding="utf-8"))
-    (folder / "metrics.json").write_text(json.dumps({**values, **done}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "metrics.json").write_text(
+        json.dumps({**values, **done}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
     for name in ("predictions.jsonl", "checkpoints", "export"):
         source, target = last / name, folder / name
         if not source.exists():

@@ -55,7 +55,9 @@ class Record(Callback):
         """Training time starts with the first batch."""
         self.stopwatch.start()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Training time goes on after a validation."""
         self.stopwatch.start()
 

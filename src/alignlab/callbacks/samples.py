@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from alignlab.batch import TextBatch
 from alignlab.generate import Sampling, generate
@@ -45,7 +46,7 @@ class Samples(Callback):
             return
         texts = self._texts(pl_module)
         for trained in trainer.loggers:
-            if hasattr(trained.experiment, "add_text"):
+            if isinstance(trained, TensorBoardLogger):
                 shown = "\n\n".join(f"**{start}**{rest}" for start, rest in texts)
                 trained.experiment.add_text("samples", shown, trainer.global_step)
         if trainer.global_step >= trainer.max_steps:

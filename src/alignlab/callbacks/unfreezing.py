@@ -38,9 +38,7 @@ class Unfreezing(Callback):
         if is_step and trainer.global_step % self.every == 0:
             self._set(trainer, pl_module)
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Among ranks every gradient is computed, for they wait for each other; those not due yet are dropped."""
         assert isinstance(pl_module, TaskModule)
         if trainer.world_size > 1:
