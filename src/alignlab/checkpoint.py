@@ -5,6 +5,7 @@ that the zip format already holds, which `torch.load` ignores. Older ones stay a
 damaged newest file costs a few steps and not the run. It knows nothing of what the values mean.
 """
 
+import itertools
 import logging
 import os
 import random
@@ -102,7 +103,7 @@ def rotate(folder: Path, keep: int) -> None:
     last.ckpt itself stays where it is until it is replaced: at every moment there is one.
     """
     files = last_files(folder, keep)
-    for newer, older in reversed(list(zip(files, files[1:], strict=False))):
+    for newer, older in reversed(list(itertools.pairwise(files))):
         if not newer.exists():
             continue
         if newer.name != "last.ckpt":
@@ -136,7 +137,7 @@ class CheckpointFiles(CheckpointIO):
 def random_state() -> dict[str, Any]:
     """The state of every global random generator, as plain types and tensors."""
     version, state, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state()
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002  a user's code may draw from it
     return {
         "python": {"version": version, "state": torch.tensor(state, dtype=torch.int64), "gauss": gauss},
         "numpy": {
@@ -155,7 +156,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     python, numpy_state = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["state"].tolist()), python["gauss"]))
     key = numpy_state["state"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", key, numpy_state["position"], numpy_state["has_gauss"], numpy_state["gauss"]))
+    np.random.set_state(("MT19937", key, numpy_state["position"], numpy_state["has_gauss"], numpy_state["gauss"]))  # noqa: NPY002  as above
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

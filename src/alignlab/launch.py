@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig, folder: Path, command_line: list[str]) -> float | None:
-    """Trains what `config` says in `folder`, however many processes and stages that takes; returns the monitored metric.
+    """Trains what `config` says in `folder`, in any number of processes and stages; returns the monitored metric.
 
     Exits with the child's code where a child failed.
     """

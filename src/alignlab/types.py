@@ -1,4 +1,4 @@
-"""Ranges that constructor arguments are annotated with; torch-free, so that a wrong value is told before torch is imported.
+"""Ranges that constructor arguments are annotated with; torch-free, so that a wrong value is told before torch is.
 
 `commandline.py` reads these names from the annotations of a class by `ast` and checks the composed configuration
 against them. They are plain `Annotated` aliases: a type checker sees the bare type.

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Samples(Callback):
-    """Continues the starts of the first validation rows by up to `tokens` tokens, and shows one in the log at the end."""
+    """Continues the starts of the first validation rows by up to `tokens` tokens; the last ones go to the terminal."""
 
     def __init__(self, *, count: int = 3, prompt_tokens: int = 16, tokens: int = 80, temperature: float = 0.7) -> None:
         self.count = count

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Term(NamedTuple):
-    """One part of a loss: a `sum` over this micro-batch's targets, to be divided by the step's count named `counted`."""
+    """One part of a loss: `sum` over this micro-batch's targets, to be divided by the step's count named `counted`."""
 
     sum: Tensor
     counted: str
