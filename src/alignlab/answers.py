@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab.build import data_of, load_weights, node, task_of
 from alignlab.callbacks.predictions import Predictions, lines
+from alignlab.data.module import TextData
 from alignlab.models.gpt import GPT
 from alignlab.origin import Origin, origin
 from alignlab.rows.given import Given
@@ -32,8 +33,8 @@ def answer(
     """One dict a row, in their order: row, input, target (None where unknown), output and scores, or error."""
     task = task_of(start, model)
     config = OmegaConf.create(start.settings or {})
-    kind = get_class(config.datamodule["_target_"]).kind
-    given = Given(rows=rows, kind=kind, columns=config.data.get("columns") or {})
+    data_class: type[TextData] = get_class(config.datamodule["_target_"])
+    given = Given(rows=rows, kind=data_class.kind, columns=config.data.get("columns") or {})
     if not given.rows:
         return list(lines([], {}, given.errors))
     if batch_size is not None:

@@ -53,6 +53,7 @@ def test_law_6_fresh_loss_is_ln_v(written: Run) -> None:
     [
         ("translation", PAIRS, "bleu", 100),
         ("summarization", [{"document": row["source"], "summary": [row["target"], "x"]} for row in PAIRS], "rouge1", 1),
+        ("chat", [{"instruction": row["source"], "output": row["target"]} for row in PAIRS], "ended", 1),
         ("generative_qa", [{"question": row["source"], "answer": row["target"]} for row in PAIRS], "em", 100),
     ],
 )
@@ -69,7 +70,8 @@ def test_law_10_a_memorized_batch(
     assert values[f"val/{metric}"] == pytest.approx(best)
     lines = [json.loads(line) for line in (tmp_path / "learned/predictions.jsonl").open(encoding="utf-8")]
     assert [line["output"] for line in lines] == [row["target"] for row in PAIRS[:3]]
-    asked = {name: value for name, value in rows[4].items() if name in ("source", "document", "question")}
+    inputs = ("source", "document", "question", "instruction")
+    asked = {name: value for name, value in rows[4].items() if name in inputs}
     answers = alignlab.load(str(tmp_path / "learned")).predict([asked])
     assert answers[0]["output"] == PAIRS[4]["target"]
     assert answers[0]["target"] is None

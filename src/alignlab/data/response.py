@@ -35,7 +35,7 @@ def fields_of(row: dict) -> dict[str, str]:
 
 def references_of(row: dict) -> list[str]:
     """The responses that a row accepts; none where it has no target."""
-    value = next((row[name] for name in TARGETS if name in row), [])
+    value: Any = next((row[name] for name in TARGETS if name in row), [])
     return [value] if isinstance(value, str) else list(value)
 
 

@@ -8,13 +8,16 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}  # any other language: 13a
 _WIDE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff"
 _WORD = re.compile(rf"[{_WIDE}]|[^\W_{_WIDE}]+")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 # the wide forms of , ; : ? ! ( ) ~ first, then quotes, brackets, dashes and dots of Chinese
-_WIDE_PUNCTUATION = "\uff0c\uff1b\uff1a\uff1f\uff01\uff08\uff09\uff5e\u2018\u2019\u201c\u201d" + "。、《》〈〉【】「」『』…—·￥"
+_WIDE_PUNCTUATION = "。、《》〈〉【】「」『』…—·￥" + (
+    "\uff0c\uff1b\uff1a\uff1f\uff01\uff08\uff09\uff5e\u2018\u2019\u201c\u201d"
+)
 _PUNCTUATION = frozenset(string.punctuation + _WIDE_PUNCTUATION)
 
 References = Sequence[Sequence[str]]
@@ -81,7 +84,7 @@ def _answer_words(text: str) -> list[str]:
     return spaced.split()
 
 
-def _streams(references: References) -> list[list[str | None]]:
+def _streams(references: References) -> list[Any]:
     """References as sacrebleu takes them: the first of each row, the second ...; None where a row has fewer."""
     most = max((len(own) for own in references), default=1)
     return [[own[place] if place < len(own) else None for own in references] for place in range(most)]

@@ -30,6 +30,7 @@ from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import BelowOne, PositiveFloat, PositiveInt
 
 log = logging.getLogger(__name__)
+SHOWN = 2  # texts of each validation, in the log
 
 
 class Question(NamedTuple):
@@ -42,12 +43,13 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A row that was answered."""
+    """A row that was answered; `is_ended` says that the model ended it, and no limit did."""
 
     row: int
     text: str
     source: str
     references: list[str]
+    is_ended: bool
 
 
 class ResponseTask(TaskModule):
@@ -122,6 +124,9 @@ class ResponseTask(TaskModule):
             references = [answer.references for answer in compared]
             results |= self.compare([answer.text for answer in compared], references)
             results |= self.baseline(compared)
+            results["ended"] = sum(answer.is_ended for answer in compared) / len(compared)
+            for one in compared[:SHOWN]:
+                log.info("sample  %s | %s | expected %s", *map(_short, (one.source, one.text, one.references[0])))
         return results
 
     def predict(self, batches: Iterable[ResponseBatch]) -> dict[int, dict[str, Any]]:
@@ -155,10 +160,18 @@ class ResponseTask(TaskModule):
         if late:
             log.warning("%d of %d texts were not finished in %.0f s, and are not counted", late, len(written), seconds)
         return [
-            Answer(question.row, (one.text or "").strip(), question.source, question.references)
+            Answer(
+                question.row, (one.text or "").strip(), question.source, question.references, one.finished_by == "eos"
+            )
             for question, one in zip(questions, written, strict=True)
             if one.finished_by != "time"
         ]
+
+
+def _short(text: str) -> str:
+    """One line of at most 160 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 160 else f"{line[:157]}..."
 
 
 def _questions(batch: ResponseBatch) -> list[Question]:

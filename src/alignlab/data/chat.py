@@ -1,0 +1,185 @@
+"""Conversations: the words of the assistant, and the end of each of its turns, are learned; nothing else is.
+
+Turns stand in ChatML, `<|im_start|>role`, a line's end, the content, `<|im_end|>`, a line's end, of which the two marks
+are special tokens that no content can spell. A conversation that is too long loses its oldest turns, never the system's
+words; if its last question and reply alone are too long, the left of that question; never the reply. It knows nothing
+of losses.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from alignlab.batch import ResponseBatch
+from alignlab.data.encoded import Dropped, EncodedRows, Encoder, Example, Padded, encode, padding_share
+from alignlab.data.module import SPLITS, Asked, Examples, Rows, TextData
+from alignlab.text.tokenizer import TURN_END, TURN_START, Tokenizer
+from alignlab.types import NonNegativeInt, PositiveInt
+
+
+class ChatEncoder(Encoder):
+    """Encodes rows {"messages"}; final. With `keeps` the last question and reply stay beside the ids."""
+
+    reads_last: ClassVar[bool] = False
+
+    def __init__(self, *, tokenizer: Tokenizer, max_length: int, keeps: bool) -> None:
+        self.start, self.end = tokenizer.token_id(TURN_START), tokenizer.token_id(TURN_END)
+        self.newline = tokenizer.encode("\n")
+        self.roles = {role: tokenizer.encode(f"{role}\n") for role in ("system", "user", "assistant", "tool")}
+        self.max_length = max_length
+        self.keeps = keeps
+
+    def texts(self, row: dict) -> list[str]:
+        """What each turn says."""
+        return [message["content"] for message in row["messages"]]
+
+    def example(self, row: dict, parts: list[np.ndarray]) -> Example | Dropped:
+        """The turns up to the last of the assistant; to be predicted on, up to where its reply begins."""
+        messages = row["messages"]
+        last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
+        is_asked = messages[-1]["role"] != "assistant" and self.keeps  # the reply is still to come
+        if last < 0 and not is_asked:
+            return Dropped("no words of the assistant")
+        stop = len(messages) if is_asked else last + 1
+        roles, whole = [message["role"] for message in messages[:stop]], sum(map(len, parts[:stop]))
+        opening = len(self.roles["assistant"]) + 1 if is_asked else 0  # of the reply to come
+        kept = self._fitting(roles, parts[:stop], self.max_length - opening)
+        if kept is None:
+            return Dropped(f"its last question and reply exceed max_length={self.max_length}")
+        ids: list[int] = []
+        learned: list[bool] = []
+        prompt = 0
+        for place, content in kept:
+            head = [self.start, *self.roles[roles[place]]]
+            is_own = roles[place] == "assistant"
+            prompt = len(ids) + len(head) if is_own else prompt
+            turn = [*head, *content, self.end]
+            ids += [*turn, *self.newline]
+            learned += [False] * len(head) + [is_own] * (len(turn) - len(head)) + [False] * len(self.newline)
+        if is_asked:
+            ids += [self.start, *self.roles["assistant"], self.end]
+            learned += [False] * (len(ids) - len(learned) - 1) + [True]
+            prompt = len(ids) - 1
+        else:
+            ids, learned = ids[: -len(self.newline)], learned[: -len(self.newline)]
+        beside = None
+        if self.keeps:
+            asked = next((m["content"] for m in reversed(messages[: stop - (not is_asked)]) if m["role"] == "user"), "")
+            beside = (asked, [] if is_asked else [messages[last]["content"]])
+        cut = whole - sum(len(content) for _, content in kept)
+        counts = {"tokens": float(sum(learned))}
+        return Example(np.array(ids), np.array(learned), {"prompts": prompt}, counts, cut, beside)
+
+    def batch(self, padded: Padded, counts: dict[str, float]) -> ResponseBatch:
+        """See `alignlab.batch.ResponseBatch`; a prompt goes up to where the last reply begins."""
+        return ResponseBatch(
+            ids=padded.ids,
+            targets=padded.targets,
+            lengths=padded.lengths,
+            prompts=padded.columns["prompts"],
+            sources=[None if kept is None else kept[0] for kept in padded.kept],
+            references=[None if kept is None else kept[1] for kept in padded.kept],
+            rows=padded.rows,
+            counts=counts,
+            tokens=padded.tokens,
+        )
+
+    def _fitting(
+        self, roles: list[str], parts: list[np.ndarray], room: int
+    ) -> list[tuple[int, np.ndarray]] | None:
+        """(place, content) of the turns that stay; None where the last reply does not fit."""
+        around = [3 + len(self.roles[role]) + len(self.newline) for role in roles]
+        sizes = [len(part) + extra for part, extra in zip(parts, around, strict=True)]
+        stay = list(range(len(roles)))
+        droppable = [place for place in stay[:-2] if roles[place] != "system"]
+        while sum(sizes[place] for place in stay) > room and droppable:
+            stay.remove(droppable.pop(0))
+        while droppable and roles[droppable[0]] == "assistant":  # no reply without its question
+            stay.remove(droppable.pop(0))
+        over = sum(sizes[place] for place in stay) - room
+        kept = {place: parts[place] for place in stay}
+        if over > 0:
+            question = len(roles) - (2 if roles[-1] == "assistant" and len(roles) > 1 else 1)
+            if roles[question] != "user" or len(parts[question]) <= over:
+                return None
+            kept[question] = parts[question][over:]
+        return list(kept.items())
+
+
+class Conversations(TextData):
+    """The splits of `rows` as batches of conversations, of at most `max_length` tokens.
+
+    Of the validation rows, `generate_rows` are answered at each validation; the loss is over all.
+    """
+
+    kind = "chat"
+
+    def __init__(
+        self,
+        *,
+        rows: Rows,
+        tokenizer: Tokenizer,
+        languages: list[str] | None = None,
+        targets: bool = True,
+        generate_rows: NonNegativeInt = 64,
+        max_length: PositiveInt = 512,
+        pad_to: PositiveInt = 1,
+        batch_size: PositiveInt = 16,
+        accumulate: PositiveInt = 1,
+        workers: NonNegativeInt = 0,
+        seed: NonNegativeInt = 0,
+        epoch_steps: PositiveInt | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size, accumulate=accumulate, workers=workers, seed=seed, epoch_steps=epoch_steps
+        )
+        self.source, self.tokenizer, self.targets = rows, tokenizer, targets
+        self.languages = languages or ["any", "any"]
+        self.splits: dict[str, EncodedRows] = {}
+        skips = getattr(rows, "on_bad_row", "raise") == "skip"  # embedded rows have no bad ones
+        for split in SPLITS:
+            if rows.has(split):
+                encoder = ChatEncoder(tokenizer=tokenizer, max_length=max_length, keeps=split != "train")
+                self.splits[split] = encode(
+                    rows.read(split, "chat", targets=targets), encoder, tokenizer,
+                    split=split, pad_to=pad_to, skips=skips,
+                )  # fmt: skip
+        if (val := self.splits.get("val")) is not None and val.kept is not None:
+            for index in np.random.Generator(np.random.PCG64(0)).permutation(len(val))[generate_rows:]:
+                val.kept[index] = None
+
+    @classmethod
+    def texts(cls, rows: Rows) -> Iterator[str]:
+        """What is said in the training rows."""
+        return (message["content"] for row in rows.read("train", "chat") for message in row["messages"])
+
+    def examples(self, split: str) -> Examples | None:
+        """The encoded rows of a split."""
+        return self.splits.get(split)
+
+    def asked(self, split: str) -> Iterator[Asked]:
+        """The turns before the last reply, and that reply."""
+        for row in self.source.read(split, "chat", targets=self.targets):
+            messages = row["messages"]
+            is_answered = messages[-1]["role"] == "assistant"
+            target = messages[-1]["content"] if is_answered else None
+            yield Asked(row["row"], messages[:-1] if is_answered else messages, target)
+
+    def dropped(self, split: str) -> dict[int, str]:
+        """Rows left out, by number."""
+        return self.splits[split].dropped
+
+    def found(self) -> dict[str, Any]:
+        """{"languages": ...}, which no metric of a conversation asks for."""
+        return {"languages": self.languages}
+
+    def facts(self) -> dict[str, str | int | float]:
+        """Sizes, what was cut, and the first example as the model sees it."""
+        facts: dict[str, str | int | float] = {}
+        for split, encoded in self.splits.items():
+            facts |= encoded.facts(split)
+        if (train := self.splits.get("train")) is not None:
+            facts["train_padding"] = round(padding_share(self.order(1), train.lengths, self.batch_size), 4)
+            facts["train_sample"] = train.sample(self.tokenizer)
+        return facts
