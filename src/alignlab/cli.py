@@ -118,7 +118,17 @@ def generate(options: argparse.Namespace) -> None:
     prompts = [line.rstrip("\n") for line in sys.stdin] if options.prompts == ["-"] else options.prompts
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load(options.model, device=device)
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "samples", "beams", "seed")
+    names = (
+        "max_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "samples",
+        "beams",
+        "seed",
+    )
     sampling = {name: getattr(options, name) for name in names}
     if options.beams > 1:
         sampling["temperature"] = 0.0

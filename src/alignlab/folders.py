@@ -23,7 +23,9 @@ def assign_folder(arguments: list[str], conf: Path) -> list[str]:
         return arguments
     is_sweep = "-m" in arguments or "--multirun" in arguments
     key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-    given = [argument.split("=", 1)[1].strip("'\"") for argument in arguments if argument.lstrip("+").startswith(f"{key}=")]
+    given = [
+        argument.split("=", 1)[1].strip("'\"") for argument in arguments if argument.lstrip("+").startswith(f"{key}=")
+    ]
     if given:
         if not is_sweep and holds_run(Path(given[-1])):
             raise UserError(f"{key} is {given[-1]}, which holds a run already\nchoose another, or resume={given[-1]}")
@@ -56,7 +58,9 @@ def resumed(arguments: list[str]) -> tuple[DictConfig, Path, list[str]] | None:
     folder = Path(named[-1])
     frozen = folder / ".hydra" / "config.yaml"
     if not frozen.is_file():
-        raise UserError(f"resume is {folder}, which holds no run (no .hydra/config.yaml)\nexpected a folder like runs/TASK/TIME")
+        raise UserError(
+            f"resume is {folder}, which holds no run (no .hydra/config.yaml)\nexpected a folder like runs/TASK/TIME"
+        )
     config = OmegaConf.load(frozen)
     assert isinstance(config, DictConfig)
     overrides = [override for override in arguments if not override.lstrip("+").startswith("resume=")]

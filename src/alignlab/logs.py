@@ -47,7 +47,11 @@ def _terminal() -> logging.Handler:
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(
-            console=console, show_path=False, show_level=False, markup=False, log_time_format="%H:%M:%S",
+            console=console,
+            show_path=False,
+            show_level=False,
+            markup=False,
+            log_time_format="%H:%M:%S",
             highlighter=None,
         )
     else:

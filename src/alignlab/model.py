@@ -90,7 +90,9 @@ class Model:
         return [self._score(text) for text in ([texts] if isinstance(texts, str) else texts)]
 
     def _score(self, text: str) -> dict[str, float]:
-        stream = torch.tensor([self.tokenizer.eos_id, *self.tokenizer.encode(text)], device=self.gpt.embed.weight.device)
+        stream = torch.tensor(
+            [self.tokenizer.eos_id, *self.tokenizer.encode(text)], device=self.gpt.embed.weight.device
+        )
         length = self.gpt.config.context
         nats, tokens, size = 0.0, len(stream) - 1, len(text.encode())
         for start in range(0, tokens, length):

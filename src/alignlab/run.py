@@ -10,7 +10,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from omegaconf import DictConfig
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
 
 from alignlab import checkpoint as files
 from alignlab.build import Parts, build
@@ -58,6 +59,9 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
         for block in parts.task.model.blocks:
             block.compile()
     del checkpoint
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.experiment.add_text("config", f"```\n{OmegaConf.to_yaml(config)}```", first_step)
     torch.manual_seed(config.seed + 1_000_003 * trainer.global_rank)  # each rank its own dropout
     trainer.fit(parts.task, datamodule=parts.data, ckpt_path=newest)
     _finish(config, parts, trainer, callbacks)

@@ -125,7 +125,9 @@ def _seconds(value: Any) -> float | None:
     return timedelta(**OmegaConf.to_container(value)).total_seconds()  # type: ignore[arg-type]
 
 
-def make_trainer(config: DictConfig, folder: Path, callbacks: list[Callback], horizon: int, purge_step: int) -> L.Trainer:
+def make_trainer(
+    config: DictConfig, folder: Path, callbacks: list[Callback], horizon: int, purge_step: int
+) -> L.Trainer:
     """Lightning's trainer for `horizon` optimizer steps; the logger drops what it holds from `purge_step` on."""
     plain: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     arguments = {name: value for name, value in plain.items() if name not in OURS}

@@ -274,3 +274,12 @@ def test_fingerprint_follows_content_and_options(tmp_path):
     assert files.fingerprint("train") != first
     assert files.facts()["data/holdout"] == 0.1
     assert (files.has("val"), files.has("test"), Files(train="x", holdout=0.0).has("val")) == (True, False, False)
+
+
+def test_a_held_out_part_and_the_whole_file_have_different_fingerprints(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("one line of text\n" * 100, encoding="utf-8")
+    cut, whole = Files(train=str(path)), Files(train=str(path), val=str(path))
+    prints = {cut.fingerprint("train"), cut.fingerprint("val"), whole.fingerprint("val")}
+    assert len(prints) == 3
+    assert whole.fingerprint("train") == whole.fingerprint("val")

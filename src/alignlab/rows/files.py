@@ -92,7 +92,7 @@ class Files:
     def fingerprint(self, split: Split) -> str:
         """Hash of the split's files and of every option that changes its rows."""
         options = {k: v for k, v in asdict(self).items() if k not in ("train", "val", "test")}
-        part = split if split == "val" or (split == "train" and self.val is None) else "all"
+        part = split if self._is_cut(split) else "all"
         content = [_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths(split)]
         identity = json.dumps([1, part, options, content], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()[:32]

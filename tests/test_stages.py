@@ -1,0 +1,41 @@
+"""Recipes of several stages: each starts from the one before, a recipe that was stopped goes on, results are the last's."""
+
+import json
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from alignlab import checkpoint as files
+from alignlab.stages import stage_overrides
+from tests.conftest import TINY, composed, train
+
+
+def test_two_stages_chain_and_go_on(tmp_path: Path, corpus: Path) -> None:
+    recipe = "stages=[{task: pretrain, trainer.max_steps: 3, eval_every: 1}, {task: pretrain, optim.lr: 0}]"
+    arguments = ("data=files", f"data.train={corpus}", *TINY, "trainer.max_steps=2", "hydra.run.dir=run", recipe)
+    first = train(*arguments, folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    run = tmp_path / "run"
+    values = json.loads((run / "metrics.json").read_text())
+    assert values["stage/0/step"] == 2  # the command line wins over the stage
+    assert values["step"] == values["stage/1/step"] == 2
+    assert values["val/loss"] == values["stage/0/best/val/loss"]  # a rate of 0 leaves the weights as they came
+    config = OmegaConf.load(run / "stages/1-pretrain/.hydra/config.yaml")
+    assert Path(config.init_from).parts[-2:] == ("stages", "0-pretrain")
+    assert (run / "checkpoints/best.ckpt").is_file()
+    start = files.read(run / "stages/0-pretrain/checkpoints/best.ckpt")["state_dict"]
+    end = files.read(run / "checkpoints/last.ckpt")["state_dict"]
+    assert all(bool((start[name] == end[name]).all()) for name in start)
+    again = train("resume=run", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("nothing left to do") == 2
+
+
+def test_the_command_line_wins_over_the_stage_and_the_start_over_both() -> None:
+    config = composed("init_from=null")
+    stage = OmegaConf.create({"task": "pretrain", "optim.lr": 0.1})
+    told = stage_overrides(config, stage, ["experiment=shakespeare", "++optim.lr=0.3", "stages=x"], "runs/a b")
+    assert told[:2] == ["experiment=shakespeare", "stages=null"]
+    assert told.index("++optim.lr=0.1") < told.index("++optim.lr=0.3")
+    assert told[-1] == "init_from=runs/a b" or told[-1] == "init_from='runs/a b'"
+    assert "stages=x" not in told
