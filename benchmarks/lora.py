@@ -164,9 +164,7 @@ def peft(options: argparse.Namespace) -> None:
             logging_steps=1,
         )  # fmt: skip
         model = get_peft_model(model, settings)
-        InOrder(
-            model=model, args=arguments, train_dataset=rows, data_collator=padded, callbacks=[Paced()]
-        ).train()
+        InOrder(model=model, args=arguments, train_dataset=rows, data_collator=padded, callbacks=[Paced()]).train()
 
 
 CONTESTANTS = {"ours": ours, "peft": peft}

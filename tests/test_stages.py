@@ -1,4 +1,4 @@
-"""Recipes of several stages: each starts from the one before, a recipe that was stopped goes on, results are the last's."""
+"""Recipes of several stages: each starts from the one before, and a recipe that was stopped goes on."""
 
 import json
 from pathlib import Path

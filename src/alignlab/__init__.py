@@ -1,8 +1,8 @@
 """AlignLab: pretrain a GPT, or import one, and align it to your task.
 
-    import alignlab
-    model = alignlab.load("runs/pretrain/2026-01-01_12-00-00")
-    model.generate(["How do I"])
+import alignlab
+model = alignlab.load("runs/pretrain/2026-01-01_12-00-00")
+model.generate(["How do I"])
 """
 
 from typing import TYPE_CHECKING, Any

@@ -19,6 +19,7 @@ from alignlab.callbacks.predictions import Predictions, lines
 from alignlab.data.module import TextData
 from alignlab.models.gpt import GPT
 from alignlab.origin import Origin, origin
+from alignlab.rows.formats import BadRecord
 from alignlab.rows.given import Given
 from alignlab.tasks.task import TaskModule
 from alignlab.trainer import resolve_precision
@@ -28,7 +29,7 @@ OF_THE_DATA = ("data", "datamodule", "task", "trainer")
 
 @torch.no_grad()
 def answer(
-    start: Origin, model: GPT, rows: Iterable[dict | str], *, batch_size: int | None = None
+    start: Origin, model: GPT, rows: Iterable[dict | str | BadRecord], *, batch_size: int | None = None
 ) -> list[dict[str, Any]]:
     """One dict a row, in their order: row, input, target (None where unknown), output and scores, or error."""
     task = task_of(start, model)
@@ -108,4 +109,3 @@ def _changed(settings: DictConfig, composed: DictConfig, overrides: Sequence[str
         if "data" not in names and split in settings.data and isinstance(settings.data[split], str):
             settings.data[split] = None
     return settings
-

@@ -16,6 +16,7 @@ from alignlab.generate.engine import generate_all
 from alignlab.losses import token_log_probs
 from alignlab.models.gpt import GPT
 from alignlab.origin import Origin, origin
+from alignlab.rows.formats import BadRecord
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> "Model":
@@ -38,7 +39,7 @@ class Model:
         self.start = start
         self.tokenizer = start.tokenizer
 
-    def predict(self, rows: Iterable[dict | str], *, batch_size: int | None = None) -> list[dict[str, Any]]:
+    def predict(self, rows: Iterable[dict | str | BadRecord], *, batch_size: int | None = None) -> list[dict[str, Any]]:
         """What the run's task says to `rows`, dicts in its columns (or bare texts), in their order.
 
         Each answer is a dict: row, input, target, output and scores; a row that cannot be answered has `error` instead.

@@ -111,9 +111,7 @@ def _from_hugging_face(folder: Path, place: str) -> Origin:
             f"the tokenizer of {place} has {tokenizer.vocab_size} entries, its embedding only "
             f"{model.config.vocabulary}; expected a folder whose tokenizer and weights belong together"
         )
-    return Origin(
-        path=place, config=model.config, tokenizer=tokenizer, weights=model.state_dict(), heads=loaded.heads
-    )
+    return Origin(path=place, config=model.config, tokenizer=tokenizer, weights=model.state_dict(), heads=loaded.heads)
 
 
 def _from_peft(folder: Path) -> Origin:

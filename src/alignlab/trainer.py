@@ -161,7 +161,7 @@ def make_trainer(
     )
 
 
-def resolve_precision(asked: str | int | None, accelerator: str) -> str | int | None:
+def resolve_precision(asked: str | int | None, accelerator: str) -> Any:
     """None is bf16-mixed where the device multiplies bf16 natively, 16-mixed on older GPUs, else 32-true."""
     if asked is not None:
         return asked

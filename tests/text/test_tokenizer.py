@@ -14,7 +14,7 @@ from alignlab.text.tokenizer import BPE, SPECIALS, Bytes, File, Tokenizer
 SAMPLES = [
     "",
     "Plain words, 1234 digits; it's O'Neil's.\r\n\ttabs  and   spaces \n\n",
-    "中文文本，没有空格。繁體字",  # noqa: RUF001 - the full-width comma is meant
+    "中文文本，没有空格。繁體字",
     "👩‍👩‍👧‍👦 🇩🇪 é é",
     "שלום עולם مرحبا",
     "\x00\x01\x7f\u200b\ufeff\u2028\U0010ffff",

@@ -85,9 +85,7 @@ class ChatEncoder(Encoder):
             tokens=padded.tokens,
         )
 
-    def _fitting(
-        self, roles: list[str], parts: list[np.ndarray], room: int
-    ) -> list[tuple[int, np.ndarray]] | None:
+    def _fitting(self, roles: list[str], parts: list[np.ndarray], room: int) -> list[tuple[int, np.ndarray]] | None:
         """(place, content) of the turns that stay; None where the last reply does not fit."""
         around = [3 + len(self.roles[role]) + len(self.newline) for role in roles]
         sizes = [len(part) + extra for part, extra in zip(parts, around, strict=True)]

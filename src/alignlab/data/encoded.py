@@ -196,9 +196,7 @@ def encode(
     )
 
 
-def _tokenized(
-    rows: Iterable[dict], encoder: Encoder, tokenizer: Tokenizer
-) -> Iterator[tuple[dict, list[np.ndarray]]]:
+def _tokenized(rows: Iterable[dict], encoder: Encoder, tokenizer: Tokenizer) -> Iterator[tuple[dict, list[np.ndarray]]]:
     remaining = iter(rows)
     while block := list(islice(remaining, _BLOCK_ROWS)):
         texts = [encoder.texts(row) for row in block]

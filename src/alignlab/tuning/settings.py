@@ -201,9 +201,7 @@ class LoRA(Tuning):
         """Puts a low-rank layer in the place of each target; ValueError for one that the model lacks."""
         from alignlab.tuning.lora import insert
 
-        insert(
-            task.model, self.targets, rank=self.rank, scale=self.lora_scale, dropout=self.dropout, is_dora=self.dora
-        )
+        insert(task.model, self.targets, rank=self.rank, scale=self.lora_scale, dropout=self.dropout, is_dora=self.dora)
 
     def names(self, task: Tunable) -> set[str]:
         """What `prepare` added, and the task's own head."""
