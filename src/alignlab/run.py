@@ -65,7 +65,7 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     torch.manual_seed(config.seed + 1_000_003 * trainer.global_rank)  # each rank its own dropout
     trainer.fit(parts.task, datamodule=parts.data, ckpt_path=newest)
     _finish(config, parts, trainer, callbacks)
-    show_summary(folder, callbacks.record.values)
+    show_summary(folder, callbacks.record.values, kind=parts.data.kind)
     return dict(callbacks.record.values)
 
 

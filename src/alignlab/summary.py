@@ -11,8 +11,8 @@ from alignlab.callbacks.progress import clock
 LEFT_OUT = ("best/", "train/seconds", "train/tokens_per_second")
 
 
-def show_summary(folder: Path, values: dict[str, float | int | str]) -> None:
-    """Prints the results and the next commands."""
+def show_summary(folder: Path, values: dict[str, float | int | str], *, kind: str) -> None:
+    """Prints the results and the next commands for a run on rows of `kind`."""
     console = Console(stderr=True)
     table = Table(title="Results", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("metric")
@@ -31,7 +31,9 @@ def show_summary(folder: Path, values: dict[str, float | int | str]) -> None:
     lines = [
         ("run folder", str(shown)),
         ("curves", f"tensorboard --logdir {shown.parent}"),
-        ("generate", f'alignlab generate {shown} "How do I"'),
+        ("generate", f'alignlab generate {shown} "How do I"')
+        if kind == "text"
+        else ("predict", f"alignlab predict {shown} --input FILE --output answers.jsonl"),
         ("go on longer", f"python train.py resume={shown} trainer.max_steps={2 * int(values.get('step', 0))}"),
     ]
     for name, text in lines:
