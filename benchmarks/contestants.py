@@ -191,7 +191,7 @@ def lightning(pace: Pace, shape: Shape, path: Path, arguments: str = "") -> None
     def build_paced(self: L.Trainer, *args: Any, callbacks: list[L.Callback] | None = None, **rest: Any) -> None:
         build(self, *args, callbacks=[*(callbacks or []), Paced()], **rest)
 
-    L.Trainer.__init__ = build_paced  # type: ignore
+    L.Trainer.__init__ = build_paced  # type: ignore[method-assign]  paces the steps of the real trainer
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = [str(REPOSITORY / "train.py"), *overrides(shape, path), f"hydra.run.dir={folder}/run"]
         sys.argv += shlex.split(arguments + " " + os.environ.get("OURS", ""))

@@ -110,7 +110,7 @@ def ours(options: argparse.Namespace) -> None:
     rows = examples(options.folder, options.file, options.rows, options.length)
     model = from_folder(options.folder).train()
     optim = AdamW(lr=RATE, weight_decay=0.0, schedule="constant")
-    names = lambda: ((f"model.{name}", parameter) for name, parameter in model.named_parameters())  # noqa: E731
+    names = lambda: ((f"model.{name}", parameter) for name, parameter in model.named_parameters())  # noqa: E731  short, and used once
     task = SimpleNamespace(model=model, optim=optim, named_parameters=names)
     LoRA(rank=RANK, alpha=float(ALPHA), targets=["query", "value"]).apply(task)
     optimizer = optim.build(names())
