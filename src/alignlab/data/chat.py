@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from alignlab.batch import ResponseBatch
-from alignlab.data.encoded import Dropped, EncodedRows, Encoder, Example, Padded, encode, padding_share
-from alignlab.data.module import SPLITS, Asked, Examples, Rows, TextData
+from alignlab.data.encoded import Dropped, Encoder, Example, Padded
+from alignlab.data.module import Asked, Rows
+from alignlab.data.splits import EncodedData
 from alignlab.text.tokenizer import TURN_END, TURN_START, Tokenizer
 from alignlab.types import NonNegativeInt, PositiveInt
 
@@ -105,7 +106,7 @@ class ChatEncoder(Encoder):
         return list(kept.items())
 
 
-class Conversations(TextData):
+class Conversations(EncodedData):
     """The splits of `rows` as batches of conversations, of at most `max_length` tokens.
 
     Of the validation rows, `generate_rows` are answered at each validation; the loss is over all.
@@ -130,54 +131,30 @@ class Conversations(TextData):
         epoch_steps: PositiveInt | None = None,
     ) -> None:
         super().__init__(
-            batch_size=batch_size, accumulate=accumulate, workers=workers, seed=seed, epoch_steps=epoch_steps
-        )
-        self.source, self.tokenizer, self.targets = rows, tokenizer, targets
-        self.languages = languages or ["any", "any"]
-        self.splits: dict[str, EncodedRows] = {}
-        skips = getattr(rows, "on_bad_row", "raise") == "skip"  # embedded rows have no bad ones
-        for split in SPLITS:
-            if rows.has(split):
-                encoder = ChatEncoder(tokenizer=tokenizer, max_length=max_length, keeps=split != "train")
-                self.splits[split] = encode(
-                    rows.read(split, "chat", targets=targets), encoder, tokenizer,
-                    split=split, pad_to=pad_to, skips=skips,
-                )  # fmt: skip
-        if (val := self.splits.get("val")) is not None and val.kept is not None:
-            for index in np.random.Generator(np.random.PCG64(0)).permutation(len(val))[generate_rows:]:
-                val.kept[index] = None
+            rows=rows, tokenizer=tokenizer, targets=targets, pad_to=pad_to, batch_size=batch_size,
+            accumulate=accumulate, workers=workers, seed=seed, epoch_steps=epoch_steps,
+        )  # fmt: skip
+        self.languages, self.max_length = languages or ["any", "any"], max_length
+        self.encode_splits()
+        self.keep_only(generate_rows)
 
     @classmethod
     def texts(cls, rows: Rows) -> Iterator[str]:
         """What is said in the training rows."""
         return (message["content"] for row in rows.read("train", "chat") for message in row["messages"])
 
-    def examples(self, split: str) -> Examples | None:
-        """The encoded rows of a split."""
-        return self.splits.get(split)
+    def encoder(self, split: str) -> ChatEncoder:
+        """Rows to be measured keep their last question and reply."""
+        return ChatEncoder(tokenizer=self.tokenizer, max_length=self.max_length, keeps=split != "train")
 
     def asked(self, split: str) -> Iterator[Asked]:
         """The turns before the last reply, and that reply."""
-        for row in self.source.read(split, "chat", targets=self.targets):
+        for row in self.rows_of(split):
             messages = row["messages"]
             is_answered = messages[-1]["role"] == "assistant"
             target = messages[-1]["content"] if is_answered else None
             yield Asked(row["row"], messages[:-1] if is_answered else messages, target)
 
-    def dropped(self, split: str) -> dict[int, str]:
-        """Rows left out, by number."""
-        return self.splits[split].dropped
-
     def found(self) -> dict[str, Any]:
         """{"languages": ...}, which no metric of a conversation asks for."""
         return {"languages": self.languages}
-
-    def facts(self) -> dict[str, str | int | float]:
-        """Sizes, what was cut, and the first example as the model sees it."""
-        facts: dict[str, str | int | float] = {}
-        for split, encoded in self.splits.items():
-            facts |= encoded.facts(split)
-        if (train := self.splits.get("train")) is not None:
-            facts["train_padding"] = round(padding_share(self.order(1), train.lengths, self.batch_size), 4)
-            facts["train_sample"] = train.sample(self.tokenizer)
-        return facts

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from alignlab.batch import LabelBatch, LabelSet
-from alignlab.data.encoded import Dropped, EncodedRows, Encoder, Example, Padded, cut_longest, encode, padding_share
-from alignlab.data.module import SPLITS, Asked, Examples, Rows, TextData
+from alignlab.data.encoded import Dropped, Encoder, Example, Padded, cut_longest
+from alignlab.data.module import Asked, Rows
+from alignlab.data.splits import EncodedData
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import NonNegativeInt, PositiveInt
 
@@ -131,12 +132,11 @@ class LabelEncoder(Encoder):
         return self.ids[name]
 
 
-class Labels(TextData):
+class Labels(EncodedData):
     """The splits of `rows` as batches of texts with labels, of at most `max_length` tokens.
 
     `form` says what labels are where they do not tell: numbers without a fraction are classes. `labels` are those that
-    a trained model knows; without them they are found in the training rows. With `targets=False` rows need no label.
-    `pad_to` rounds the width of a batch up to a multiple, for compiled models, which want few shapes.
+    a trained model knows; without them they are found in the training rows.
     """
 
     kind = "labels"
@@ -158,21 +158,14 @@ class Labels(TextData):
         epoch_steps: PositiveInt | None = None,
     ) -> None:
         super().__init__(
-            batch_size=batch_size, accumulate=accumulate, workers=workers, seed=seed, epoch_steps=epoch_steps
-        )
+            rows=rows, tokenizer=tokenizer, targets=targets, pad_to=pad_to, batch_size=batch_size,
+            accumulate=accumulate, workers=workers, seed=seed, epoch_steps=epoch_steps,
+        )  # fmt: skip
         if max_length < 4:
             raise ValueError(f"datamodule.max_length is {max_length}; expected at least 4 tokens")
+        self.max_length = max_length
         self.labels = find_labels(rows.read("train", "labels"), form) if labels is None else LabelSet(**labels)
-        self.source, self.tokenizer, self.targets = rows, tokenizer, targets
-        encoder = LabelEncoder(tokenizer=tokenizer, labels=self.labels, max_length=max_length, targets=targets)
-        skips = getattr(rows, "on_bad_row", "raise") == "skip"  # embedded rows have no bad ones
-        self.splits: dict[str, EncodedRows] = {
-            split: encode(
-                rows.read(split, "labels", targets=targets), encoder, tokenizer, split=split, pad_to=pad_to, skips=skips
-            )
-            for split in SPLITS
-            if rows.has(split)
-        }
+        self.encode_splits()
 
     @classmethod
     def texts(cls, rows: Rows) -> Iterator[str]:
@@ -180,19 +173,17 @@ class Labels(TextData):
         names = ("text", "text_a", "text_b")
         return (row[name] for row in rows.read("train", "labels") for name in names if name in row)
 
-    def examples(self, split: str) -> Examples | None:
-        """The encoded rows of a split."""
-        return self.splits.get(split)
+    def encoder(self, split: str) -> LabelEncoder:
+        """The same for every split."""
+        return LabelEncoder(
+            tokenizer=self.tokenizer, labels=self.labels, max_length=self.max_length, targets=self.targets
+        )
 
     def asked(self, split: str) -> Iterator[Asked]:
         """The text, or the pair as a list, and its label."""
-        for row in self.source.read(split, "labels", targets=self.targets):
+        for row in self.rows_of(split):
             text = row["text"] if "text" in row else [row["text_a"], row["text_b"]]
             yield Asked(row["row"], text, row.get("label"))
-
-    def dropped(self, split: str) -> dict[int, str]:
-        """Rows left out, by number."""
-        return self.splits[split].dropped
 
     def found(self) -> dict[str, Any]:
         """{"labels": the label set}, for the task."""
@@ -208,9 +199,4 @@ class Labels(TextData):
         else:
             facts["classes"] = len(labels.names)
             facts["majority"] = round(max(labels.counts) / labels.rows, 4)
-        for split, encoded in self.splits.items():
-            facts |= encoded.facts(split)
-        if (train := self.splits.get("train")) is not None:
-            facts["train_padding"] = round(padding_share(self.order(1), train.lengths, self.batch_size), 4)
-            facts["train_sample"] = train.sample(self.tokenizer)
-        return facts
+        return facts | super().facts()

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from alignlab.batch import ResponseBatch
-from alignlab.data.encoded import Dropped, EncodedRows, Encoder, Example, Padded, encode, padding_share
-from alignlab.data.module import SPLITS, Asked, Examples, Rows, TextData
+from alignlab.data.encoded import Dropped, Encoder, Example, Padded
+from alignlab.data.module import SPLITS, Asked, Rows
+from alignlab.data.splits import EncodedData
 from alignlab.text.scripts import language_of
 from alignlab.text.template import Template
 from alignlab.text.tokenizer import Tokenizer
@@ -98,7 +99,7 @@ class ResponseEncoder(Encoder):
         return fields.get("source", fields.get("context", fields.get("question", "")))
 
 
-class Responses(TextData):
+class Responses(EncodedData):
     """The splits of `rows` as batches of prompts with responses, of at most `max_length` tokens.
 
     `template` makes the prompt of a row. Of the validation rows, `generate_rows` are answered and compared at each
@@ -126,25 +127,13 @@ class Responses(TextData):
         epoch_steps: PositiveInt | None = None,
     ) -> None:
         super().__init__(
-            batch_size=batch_size, accumulate=accumulate, workers=workers, seed=seed, epoch_steps=epoch_steps
-        )
-        self.source, self.tokenizer, self.targets = rows, tokenizer, targets
+            rows=rows, tokenizer=tokenizer, targets=targets, pad_to=pad_to, batch_size=batch_size,
+            accumulate=accumulate, workers=workers, seed=seed, epoch_steps=epoch_steps,
+        )  # fmt: skip
+        self.template, self.max_length = Template(template), max_length
         self.languages = find_languages(rows) if languages is None else list(languages)
-        self.splits: dict[str, EncodedRows] = {}
-        skips = getattr(rows, "on_bad_row", "raise") == "skip"  # embedded rows have no bad ones
-        for split in SPLITS:
-            if rows.has(split):
-                encoder = ResponseEncoder(
-                    tokenizer=tokenizer, template=Template(template), max_length=max_length, keeps=split != "train"
-                )
-                self.splits[split] = encode(
-                    rows.read(split, "response", targets=targets), encoder, tokenizer,
-                    split=split, pad_to=pad_to, skips=skips,
-                )  # fmt: skip
-        if (val := self.splits.get("val")) is not None and val.kept is not None:
-            order = np.random.Generator(np.random.PCG64(0)).permutation(len(val))
-            for index in order[generate_rows:]:
-                val.kept[index] = None
+        self.encode_splits()
+        self.keep_only(generate_rows)
 
     @classmethod
     def texts(cls, rows: Rows) -> Iterator[str]:
@@ -154,21 +143,19 @@ class Responses(TextData):
             yield from dict.fromkeys(fields.values())
             yield from references_of(row)
 
-    def examples(self, split: str) -> Examples | None:
-        """The encoded rows of a split."""
-        return self.splits.get(split)
+    def encoder(self, split: str) -> ResponseEncoder:
+        """Rows to be measured keep their texts."""
+        return ResponseEncoder(
+            tokenizer=self.tokenizer, template=self.template, max_length=self.max_length, keeps=split != "train"
+        )
 
     def asked(self, split: str) -> Iterator[Asked]:
         """What the prompt is made of, a text or several by name, and the references."""
-        for row in self.source.read(split, "response", targets=self.targets):
+        for row in self.rows_of(split):
             given = {name: value for name, value in row.items() if name not in (*TARGETS, "row")}
             references = references_of(row)
             target: Any = references[0] if len(references) == 1 else references or None
             yield Asked(row["row"], next(iter(given.values())) if len(given) == 1 else given, target)
-
-    def dropped(self, split: str) -> dict[int, str]:
-        """Rows left out, by number."""
-        return self.splits[split].dropped
 
     def found(self) -> dict[str, Any]:
         """{"languages": [source, target]}, for the metrics."""
@@ -179,12 +166,7 @@ class Responses(TextData):
         facts: dict[str, str | int | float] = dict(
             zip(("source_language", "target_language"), self.languages, strict=True)
         )
-        for split, encoded in self.splits.items():
-            facts |= encoded.facts(split)
-        if (train := self.splits.get("train")) is not None:
-            facts["train_padding"] = round(padding_share(self.order(1), train.lengths, self.batch_size), 4)
-            facts["train_sample"] = train.sample(self.tokenizer)
-        return facts
+        return facts | super().facts()
 
 
 def find_languages(rows: Rows) -> list[str]:
