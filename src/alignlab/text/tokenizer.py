@@ -121,6 +121,10 @@ class Tokenizer:
         """A decoder that takes one id at a time and gives out whole characters."""
         return TextStream(decode=self.decode, spelled=self._bytes, byte_level=self._byte_level)
 
+    def spelling(self, number: int) -> bytes:
+        """The bytes that id `number` stands for; none for specials and for ids outside the vocabulary."""
+        return self._bytes[number] if 0 <= number < len(self._bytes) else b""
+
     def token_id(self, name: str) -> int:
         """The id of the token called `name`; ValueError when the vocabulary has none."""
         number = self._core.token_to_id(name)
