@@ -79,3 +79,19 @@ class ResponseBatch(NamedTuple):
     rows: list[int]
     counts: dict[str, float]
     tokens: int
+
+
+class PromptBatch(NamedTuple):
+    """Prompts to be answered by draws and rewarded: in training, all of this rank's in the whole optimizer step.
+
+    `ids` are padded on the right. `texts` are the prompts as the rows hold them, `references` what a checker compares
+    with. `rows`, `counts` and `tokens` as in LabelBatch.
+    """
+
+    ids: Tensor  # (B, T)
+    lengths: Tensor  # (B,)
+    texts: list[str]
+    references: list[str | None]
+    rows: list[int]
+    counts: dict[str, float]
+    tokens: int

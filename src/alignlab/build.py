@@ -20,7 +20,7 @@ from alignlab.data.module import TextData
 from alignlab.folders import checkpoint_of
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
-from alignlab.origin import Origin, base_of, origin_of
+from alignlab.origin import Origin, base_of, origin, origin_of
 from alignlab.tasks.task import TaskModule
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.tuning import Report
@@ -65,8 +65,13 @@ def architecture(config: DictConfig, start: Origin | None, vocabulary: int, comm
     return GPTConfig.from_dict({**known, "dropout": config.model.get("dropout", 0.0)})
 
 
-def build(config: DictConfig, start: Origin | None, *, command_line: list[str] | None = None) -> Parts:
-    """The task and its data from a composed configuration; the weights are fresh, or those of `start`."""
+def build(
+    config: DictConfig, start: Origin | None, *, command_line: list[str] | None = None, resumes: bool = False
+) -> Parts:
+    """The task and its data from a composed configuration; the weights are fresh, or those of `start`.
+
+    `resumes` says that `start` is a checkpoint of this same run, which began elsewhere.
+    """
     L.seed_everything(config.seed, workers=False, verbose=False)
     rows = instantiate(config.data, _convert_="all")
     data_class: Any = get_class(config.datamodule["_target_"])  # knows which texts of its rows a tokenizer learns from
@@ -90,8 +95,12 @@ def build(config: DictConfig, start: Origin | None, *, command_line: list[str] |
         task.adopt(start.heads, start.found, start.path)
     if start is None and model_config.vocabulary != tokenizer.vocab_size:
         raise ValueError(f"model.vocabulary is {model_config.vocabulary}; the tokenizer has {tokenizer.vocab_size}")
+    if task.needs_reference:
+        task.reference = (reference_of(config, model, resumes=resumes),)
     tuning = instantiate(config.tuning, _convert_="all")
     report = tuning.apply(task)
+    if task.reference:
+        share_frozen(task, report.frozen)
     task.while_generating = partial(merged, task)
     base = base_of(start) if start is not None and config.init_from and report.frozen else None
     if base is not None:
@@ -106,6 +115,29 @@ def build(config: DictConfig, start: Origin | None, *, command_line: list[str] |
         lora_scale=tuning.lora_scale,
         fingerprint=rows.fingerprint("train"),
     )
+
+
+def reference_of(config: DictConfig, model: GPT, *, resumes: bool) -> GPT:
+    """A frozen copy of what the run began with: `model`, unless the run `resumes`."""
+    torch.manual_seed(config.seed)
+    with torch.device("meta" if config.init_from or not resumes else "cpu"):
+        reference = GPT(model.config)
+    if not resumes:
+        weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        reference.load_state_dict(weights, assign=True)
+    elif config.init_from:
+        load_weights(reference, origin(config.init_from).weights)
+    return reference.requires_grad_(False).eval()
+
+
+def share_frozen(task: TaskModule, frozen: frozenset[str]) -> None:
+    """Gives the reference the very tensors of the weights that do not learn, in the place of its copies."""
+    (reference,) = task.reference
+    own = dict(task.model.named_parameters())
+    for name in {name.removeprefix("model.") for name in frozen} & own.keys():
+        if name in dict(reference.named_parameters()):
+            module, _, last = name.rpartition(".")
+            setattr(reference.get_submodule(module), last, own[name])
 
 
 def data_of(config: DictConfig, rows: Any, tokenizer: Tokenizer, context: int, **known: Any) -> TextData:

@@ -36,7 +36,7 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
         start = origin_of(checkpoint, str(newest), resumes=True)
     elif config.init_from:
         start = origin(config.init_from)
-    parts = build(config, start, command_line=command_line)
+    parts = build(config, start, command_line=command_line, resumes=checkpoint is not None)
     if checkpoint is not None and not config.init_from:
         parts.task.is_fresh = True
     ranks = ranks_of(config)

@@ -1,4 +1,4 @@
-"""Tables of counts, such as a confusion matrix, as figures in TensorBoard."""
+"""Tables of counts, such as a confusion matrix, as figures in TensorBoard; and the texts that a task shows."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ NAMED = 40  # classes at most whose names and counts are written out
 
 
 class Figures(Callback):
-    """Draws each table of the task after a validation and after the test."""
+    """Draws each table of the task, and writes its texts, after a validation and after the test."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the tables of this validation."""
@@ -34,6 +34,9 @@ class Figures(Callback):
                 for name, table in task.tables.items():
                     if name.startswith(stage):
                         logger.experiment.add_figure(name, drawn(table), trainer.global_step)
+                for name, text in task.texts.items():
+                    if name.startswith((stage, "train/")):
+                        logger.experiment.add_text(name, text, trainer.global_step)
 
 
 def drawn(table: Table) -> "Figure":

@@ -83,6 +83,7 @@ class TrainingLog(Callback):
         speed = (tokens - self.mark[1]) * trainer.world_size / max(seconds - self.mark[0], 1e-9)
         self.mark = (seconds, tokens)
         self.latest = {f"train/{name}": value for name, value in losses.items()}
+        self.latest |= {f"train/{name}": value for name, value in pl_module.measures.items()}
         self.latest |= {
             "train/learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             "train/gradient_norm": pl_module.gradient_norm,

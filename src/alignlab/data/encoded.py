@@ -10,7 +10,7 @@ counts, which makes the means of a step exact. It knows nothing of labels, promp
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -106,6 +106,20 @@ class EncodedRows:
     def counts(self, indices: np.ndarray) -> dict[str, float]:
         """Targets of the examples `indices`, by name."""
         return {name: float(values[indices].sum()) for name, values in self.targets.items()}
+
+    def only(self, indices: np.ndarray) -> "EncodedRows":
+        """The examples `indices` alone."""
+        pieces = [slice(self.offsets[index], self.offsets[index + 1]) for index in indices]
+        return replace(
+            self,
+            values=np.concatenate([self.values[piece] for piece in pieces]),
+            learned=np.concatenate([self.learned[piece] for piece in pieces]),
+            offsets=np.cumsum([0, *(piece.stop - piece.start for piece in pieces)]),
+            columns={name: values[indices] for name, values in self.columns.items()},
+            targets={name: values[indices] for name, values in self.targets.items()},
+            kept=None if self.kept is None else [self.kept[index] for index in indices],
+            rows=self.rows[indices],
+        )
 
     def batch(self, indices: np.ndarray, counts: dict[str, float], real: int) -> Any:
         """A batch of the examples `indices`; rows from `real` on do not count."""

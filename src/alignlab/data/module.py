@@ -154,6 +154,11 @@ class TextData(L.LightningDataModule, ABC):
         return {}
 
     @property
+    def repeats(self) -> int:
+        """Optimizer steps in a row that read the same examples."""
+        return 1
+
+    @property
     def ranks(self) -> int:
         """Processes that train together."""
         return self.trainer.world_size if self.trainer is not None else 1
@@ -167,21 +172,25 @@ class TextData(L.LightningDataModule, ABC):
 
     def steps_per_epoch(self, ranks: int) -> int:
         """Optimizer steps of one pass over the training data on `ranks` ranks."""
-        steps = self.order(ranks).steps_per_epoch
+        steps = self.order(ranks).steps_per_epoch * self.repeats
         return min(steps, self.epoch_steps or steps)
 
     def train_dataloader(self) -> DataLoader:
         """Micro-batches of this rank, from the optimizer step that the trainer has reached to the run's last."""
         assert self.trainer is not None, "the train loader needs a trainer: it says which step comes next"
-        shares = TrainShares(
+        shares = self.train_shares(self.trainer.global_rank)
+        first, last = self.trainer.global_step, self.trainer.max_steps
+        return self._loader("train", shares, range(first * self.accumulate, last * self.accumulate))
+
+    def train_shares(self, rank: int) -> Callable[[int], Share]:
+        """Micro-batch number -> its examples on `rank`."""
+        return TrainShares(
             order=self.order(self.ranks),
             accumulate=self.accumulate,
             ranks=self.ranks,
-            rank=self.trainer.global_rank,
+            rank=rank,
             repeat=self.epoch_steps,
         )
-        first, last = self.trainer.global_step, self.trainer.max_steps
-        return self._loader("train", shares, range(first * self.accumulate, last * self.accumulate))
 
     def val_dataloader(self) -> DataLoader | list:
         """Every validation example once, split over the ranks."""

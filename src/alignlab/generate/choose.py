@@ -20,15 +20,21 @@ def penalize(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
-def next_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """Draws one token for each row of logits (B, V), float32: (B,). Greedy at temperature 0."""
+def next_tokens(
+    logits: Tensor, sampling: Sampling, generator: torch.Generator | None, uniform: Tensor | None = None
+) -> Tensor:
+    """Draws one token for each row of logits (B, V), float32: (B,). Greedy at temperature 0.
+
+    `uniform` (B,) in [0, 1) decides the draws in the place of `generator`.
+    """
     if sampling.temperature == 0:
         return logits.max(dim=-1).indices
     values, index = candidates(logits / sampling.temperature, sampling)
     cumulative = values.softmax(dim=-1).cumsum(dim=-1)
     # inverse transform: one number per row instead of one per token; the factor keeps the draw below the last sum
-    uniform = torch.rand(len(values), 1, generator=generator, device=values.device)
-    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:] * (1 - 1e-6), right=True)
+    if uniform is None:
+        uniform = torch.rand(len(values), generator=generator, device=values.device)
+    drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:] * (1 - 1e-6), right=True)
     return drawn[:, 0] if index is None else index.gather(1, drawn)[:, 0]
 
 

@@ -40,6 +40,7 @@ def generate(
     decode: Decode | None = None,
     on_token: OnToken | None = None,
     log_probs: bool = False,
+    uniforms: Tensor | None = None,
 ) -> list[Generation]:
     """Continues N prompts in one batch: N x samples generations, those of the first prompt first.
 
@@ -47,7 +48,9 @@ def generate(
     min(max_new_tokens, context / 4) is cut from the left (`Generation.cut`); an empty one starts from the first end
     token. `prefix` lets a prompt see itself fully. `decode` gives `Generation.text` and is needed for stop strings.
     `on_token(row, id)` hears each token as it is drawn. `generator` goes before `sampling.seed`, and must be on the
-    model's device. Raises ValueError for stop strings without `decode`, and for `on_token` with beams.
+    model's device. `uniforms` (N x samples, max_new_tokens) in [0, 1) decide the draws instead, so that an answer does
+    not depend on what else is in the batch. Raises ValueError for stop strings without `decode`, and for `on_token` with
+    beams.
     """
     if sampling.stop and decode is None:
         raise ValueError(f"stop is {sampling.stop}, but decode is None; hand in a function from ids to text")
@@ -76,6 +79,7 @@ def generate(
                 on_token,
                 log_probs,
                 deadline,
+                uniforms,
             )
     finally:
         for module in training:
@@ -104,6 +108,7 @@ def generate_all(
     decode: Decode | None = None,
     on_token: OnToken | None = None,
     log_probs: bool = False,
+    uniforms: Tensor | None = None,
 ) -> list[Generation]:
     """`generate` for any number of prompts, in batches of like length; answers in the order of the prompts.
 
@@ -137,10 +142,16 @@ def generate_all(
             decode=decode,
             on_token=None if on_token is None else heard,
             log_probs=log_probs,
+            uniforms=None if uniforms is None else uniforms[_answers_of(batch, sampling.samples)],
         )
         for place, number in enumerate(batch):
             answers[number] = rows[place * sampling.samples : (place + 1) * sampling.samples]
     return [row for rows in answers for row in rows]
+
+
+def _answers_of(batch: list[int], samples: int) -> list[int]:
+    """The rows of the answers to some prompts."""
+    return [number * samples + sample for number in batch for sample in range(samples)]
 
 
 def _batches(prompts: Sequence[Sequence[int]], sampling: Sampling, context: int, batch_tokens: int) -> list[list[int]]:
@@ -209,6 +220,7 @@ def _sampled(
     on_token: OnToken | None,
     log_probs: bool,
     deadline: float | None,
+    uniforms: Tensor | None,
 ) -> list[Generation]:
     """Greedy decoding and draws, one row per sample."""
     limits = [min(sampling.max_new_tokens, model.config.context - len(prompt)) for prompt in prompts]
@@ -230,7 +242,8 @@ def _sampled(
     going = len(batch)
     for count in range(max(limits)):
         scores = logits if seen is None else penalize(logits, seen, sampling.repetition_penalty)
-        tokens = next_tokens(scores, sampling, generator)
+        uniform = None if uniforms is None else uniforms[batch, count]
+        tokens = next_tokens(scores, sampling, generator, uniform)
         if kept is not None:
             kept[batch, count] = token_log_probs(logits, tokens, sampling.temperature)
         is_late = deadline is not None and time.monotonic() >= deadline
@@ -280,6 +293,7 @@ def _searched(
     on_token: OnToken | None,
     log_probs: bool,
     deadline: float | None,
+    uniforms: Tensor | None,
 ) -> list[Generation]:
     """Beam search; see `beams.search`."""
     limits = [min(sampling.max_new_tokens, model.config.context - len(prompt)) for prompt in prompts]

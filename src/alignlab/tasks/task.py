@@ -29,11 +29,15 @@ log = logging.getLogger(__name__)
 
 
 class Term(NamedTuple):
-    """One part of a loss: `sum` over this micro-batch's targets, to be divided by the step's count named `counted`."""
+    """One part of a loss: `sum` over this micro-batch's targets, to be divided by the step's count named `counted`.
+
+    The batch knows that count, or `count` says it.
+    """
 
     sum: Tensor
     counted: str
     weight: float = 1.0
+    count: float | None = None  # of the whole step, where only the task can know it
 
 
 class Table(NamedTuple):
@@ -68,6 +72,9 @@ class TaskModule(L.LightningModule, ABC):
         self.predictions: dict[int, dict[str, Any]] = {}  # row of the test split -> output and scores
         self.while_generating: Callable[[], AbstractContextManager] = nullcontext  # around texts that are written
         self.tables: dict[str, Table] = {}  # of the last evaluation, by stage and name
+        self.texts: dict[str, str] = {}  # Markdown to show beside the curves, by stage and name
+        self.measures: dict[str, float] = {}  # of the last training step, beside its losses
+        self.reference: tuple[GPT, ...] = ()  # the weights at the start; a tuple, so that it is no submodule
         self.left_to_base: frozenset[str] = frozenset()  # frozen weights that checkpoints do not hold
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
@@ -115,6 +122,11 @@ class TaskModule(L.LightningModule, ABC):
             log.info("the head of %s is dropped: it stands for %s, this task's for %s", place, before, now)
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether the task compares itself with the weights that it started from."""
+        return False
+
+    @property
     def expected_start(self) -> float | None:
         """The loss that fresh weights give before the first step; None where it cannot be told."""
         return None
@@ -127,12 +139,13 @@ class TaskModule(L.LightningModule, ABC):
         undo = self.trainer.accumulate_grad_batches * self.trainer.world_size
         total: Tensor | None = None
         for name, term in self.losses(batch).items():
-            part = term.sum * (term.weight * undo / batch.counts[term.counted])
+            count = batch.counts[term.counted] if term.count is None else term.count
+            part = term.sum * (term.weight * undo / count)
             total = part if total is None else total + part
-            share = term.sum.detach() / batch.counts[term.counted]
+            share = term.sum.detach() / count
             self.sums[name] = self.sums[name] + share if name in self.sums else share
             if batch_idx % self.trainer.accumulate_grad_batches == 0:
-                self.trained_tokens += batch.counts[term.counted]
+                self.trained_tokens += count
         self.read_tokens += batch.tokens
         assert total is not None, "a task has at least one loss"
         return total
