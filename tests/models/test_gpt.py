@@ -205,6 +205,18 @@ def test_bf16_autocast_stays_near_fp32(model: GPT, ids: Tensor) -> None:
     assert F.cosine_similarity(exact, torch.cat(pieces, dim=1).float(), dim=-1).min() > 0.999
 
 
+def test_bf16_products_see_what_the_mask_shows() -> None:
+    model = GPT(GPTConfig(layers=2, width=32, heads=4, vocabulary=50))
+    ids, other = torch.arange(36).view(3, 12), torch.arange(36).view(3, 12).clone()
+    prefix = torch.arange(12) < torch.tensor([[4], [9], [12]])
+    other[0, 7:] = 49  # after the prefix of row 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded, moved = logits(model, ids, prefix=prefix), logits(model, other, prefix=prefix)
+    assert F.cosine_similarity(logits(model, ids, prefix=prefix), rounded.float(), dim=-1).min() > 0.999
+    assert F.cosine_similarity(logits(model, ids), rounded.float(), dim=-1)[1, :8].max() < 0.999
+    assert torch.equal(rounded[0, :7], moved[0, :7])
+
+
 def test_learned_positions_that_run_out_are_refused() -> None:
     model = GPT(GPTConfig(layers=1, width=8, heads=1, context=4, vocabulary=5, positions="learned"))
     with pytest.raises(ValueError, match="5 tokens do not fit learned positions for 4"):

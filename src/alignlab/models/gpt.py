@@ -49,11 +49,17 @@ def is_short_bf16(query: Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= SHORT
 
 
-def causal_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention (B, H, T, Dh) as two matrix products and a softmax, which is rounded to the inputs' type."""
-    later = torch.full((query.shape[2], key.shape[2]), -math.inf, device=query.device, dtype=query.dtype).triu(1)
+def products(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
+    """Attention (B, H, T, Dh) as two matrix products and a softmax, which is rounded to the inputs' type.
+
+    `visible` (B or 1, 1, T, K) says who sees whom; None is causal.
+    """
+    unseen = torch.full((query.shape[2], key.shape[2]), -math.inf, device=query.device, dtype=query.dtype).triu(1)
+    if visible is not None:
+        unseen = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, -math.inf)
+        unseen = unseen.expand(*query.shape[:2], -1, -1).flatten(0, 1)  # (B H, T, K)
     scaled, rows = query * query.shape[-1] ** -0.5, query.shape[:2]
-    scores = torch.baddbmm(later, scaled.flatten(0, 1), key.flatten(0, 1).transpose(1, 2))  # (B H, T, T)
+    scores = torch.baddbmm(unseen, scaled.flatten(0, 1), key.flatten(0, 1).transpose(1, 2))  # (B H, T, K)
     return (scores.softmax(dim=-1).to(value.dtype) @ value.flatten(0, 1)).unflatten(0, rows)
 
 
@@ -90,8 +96,9 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.extend(layer, key, value)
             query = query.to(key.dtype)
-        if is_causal and is_short_bf16(query) and not self.is_grouped:
-            mixed = causal_products(query, key, value)
+        is_whole = is_causal or (mask is not None and cache is None)
+        if is_whole and is_short_bf16(query) and not self.is_grouped:
+            mixed = products(query, key, value, mask)
         else:
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped
