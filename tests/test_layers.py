@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "models": set(),
     "losses": set(),
     "batch": set(),
+    "memory": set(),
     "text": set(),
     "optim": set(),
     "metrics": set(),

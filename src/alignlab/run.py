@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from alignlab import checkpoint as files
 from alignlab.build import Parts, build
 from alignlab.callbacks.rhythm import Stopped
+from alignlab.memory import keep_freed_memory
 from alignlab.origin import Origin, origin, origin_of
 from alignlab.summary import show_summary
 from alignlab.trainer import Callbacks, horizon_of, make_callbacks, make_trainer, ranks_of, require_device
@@ -29,6 +30,8 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     Raises ValueError for what a user can mend, Stopped after a signal, NotFinite where training diverged.
     """
     require_device(config)
+    if config.trainer.get("accelerator") == "cpu":
+        keep_freed_memory()
     newest = files.newest_good(folder / "checkpoints")
     checkpoint = files.read(newest) if newest is not None else None
     start: Origin | None = None
