@@ -138,7 +138,7 @@ def test_cache_is_read_and_mended(package, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert mined(again) == first
     assert "does not match its hashes: mining it again" in caplog.text
-    monkeypatch.setattr(pydocs, "_read_all", lambda *_: pytest.fail("mined again"))
+    monkeypatch.setattr(pydocs, "read_all", lambda *_: pytest.fail("mined again"))
     cached = PyDocs(packages=package.packages, val=0.2, test=0.1)
     assert cached.fingerprint("train") == package.fingerprint("train")
     assert cached.facts()["data/train/hash"] == package.fingerprint("train")

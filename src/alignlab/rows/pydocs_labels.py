@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from alignlab.rows.pydocs import PACKAGES, STANDARD_LIBRARY, PyDocs
+from alignlab.rows.installed import PACKAGES, STANDARD_LIBRARY
+from alignlab.rows.pydocs import PyDocs
 from alignlab.types import BelowOne, PositiveInt
 
 Split = Literal["train", "val", "test"]
