@@ -1,5 +1,6 @@
 """Law 1 across processes: two gloo ranks, with all weights on each (DDP) or shared out (FSDP2), equal one process."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,24 @@ def test_two_ranks_are_one_process(strategy: str, tmp_path: Path, corpus: Path) 
     whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("one", "two"))
     assert largest_difference(whole["state_dict"], parts["state_dict"]) < 1e-6
     assert len(parts["rng"]) == 2
+
+
+def test_two_ranks_draw_what_one_process_draws(tmp_path: Path) -> None:
+    grpo = (
+        "task=grpo", "data=files", "data.train=prompts.jsonl", *TINY, *SGD, "task.samples=4", "task.max_new_tokens=6",
+        "task.rewards={short:{_target_:alignlab.rewards.Pattern,pattern:'[^a-z]*'}}", "datamodule.max_length=24",
+        "task.loss._target_=alignlab.policy_losses.DAPO", "task.updates=2", "trainer.max_steps=4", "test=false",
+        "trainer.gradient_clip_val=null",
+    )  # fmt: skip
+    rows = "".join(json.dumps({"prompt": f"{n}?", "reference": "x"}) + "\n" for n in range(24))
+    (tmp_path / "prompts.jsonl").write_text(rows, encoding="utf-8")
+    one = train(*grpo, "datamodule.batch_size=8", "hydra.run.dir=one", folder=tmp_path)
+    assert one.returncode == 0, one.stderr
+    two = train(
+        *grpo, "datamodule.batch_size=4", "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=two", folder=tmp_path
+    )
+    assert two.returncode == 0, two.stderr
+    whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("one", "two"))
+    assert largest_difference(whole["state_dict"], parts["state_dict"]) < 1e-5
+    fresh = json.loads((tmp_path / "one/metrics.json").read_text())
+    assert fresh["val/kl"] > 1e-6  # it did move
