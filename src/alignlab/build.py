@@ -22,6 +22,7 @@ from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
 from alignlab.origin import Origin, base_of, origin, origin_of
 from alignlab.tasks.task import TaskModule
+from alignlab.text.chat import with_turns
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.tuning import Report
 from alignlab.tuning.lora import merged
@@ -80,6 +81,8 @@ def build(
     else:
         settings = instantiate(config.tokenizer, _convert_="all")
         tokenizer = settings.build(lambda: data_class.texts(rows), rows.fingerprint("train"))
+    if data_class.kind in ("chat", "pairs", "prompts"):
+        tokenizer = with_turns(tokenizer)
     model_config = architecture(config, start, tokenizer.vocab_size, command_line or [])
     data = data_of(config, rows, tokenizer, model_config.context)
     torch.manual_seed(config.seed)  # the same fresh weights, whatever the data drew

@@ -2,8 +2,8 @@
 
 Turns stand in ChatML, `<|im_start|>role`, a line's end, the content, `<|im_end|>`, a line's end, of which the two marks
 are special tokens that no content can spell. A conversation that is too long loses its oldest turns, never the system's
-words; if its last question and reply alone are too long, the left of that question; never the reply. It knows nothing
-of losses.
+words; if its last question and reply alone are too long, the left of that question; never the reply. An imported
+model's own template takes the place of ChatML. It knows nothing of losses.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from alignlab.batch import ResponseBatch
 from alignlab.data.encoded import Dropped, Encoder, Example, Padded
 from alignlab.data.module import Asked, Rows
 from alignlab.data.splits import EncodedData
+from alignlab.text.chat import JinjaChat, has_own_turns
 from alignlab.text.tokenizer import TURN_END, TURN_START, Tokenizer
 from alignlab.types import NonNegativeInt, PositiveInt
 
@@ -25,11 +26,15 @@ class ChatEncoder(Encoder):
     reads_last: ClassVar[bool] = False
 
     def __init__(self, *, tokenizer: Tokenizer, max_length: int, keeps: bool) -> None:
+        self.max_length = max_length
+        self.keeps = keeps
+        self.tokenizer = tokenizer
+        self.jinja = None if has_own_turns(tokenizer) else JinjaChat(tokenizer)
+        if self.jinja is not None:
+            return
         self.start, self.end = tokenizer.token_id(TURN_START), tokenizer.token_id(TURN_END)
         self.newline = tokenizer.encode("\n")
         self.roles = {role: tokenizer.encode(f"{role}\n") for role in ("system", "user", "assistant", "tool")}
-        self.max_length = max_length
-        self.keeps = keeps
 
     def texts(self, row: dict) -> list[str]:
         """What each turn says."""
@@ -43,6 +48,8 @@ class ChatEncoder(Encoder):
         if last < 0 and not is_asked:
             return Dropped("no words of the assistant")
         stop = len(messages) if is_asked else last + 1
+        if self.jinja is not None:
+            return self._by_template(messages[:stop], parts[:stop], is_asked)
         roles, whole = [message["role"] for message in messages[:stop]], sum(map(len, parts[:stop]))
         opening = len(self.roles["assistant"]) + 1 if is_asked else 0  # of the reply to come
         kept = self._fitting(roles, parts[:stop], self.max_length - opening)
@@ -64,13 +71,47 @@ class ChatEncoder(Encoder):
             prompt = len(ids) - 1
         else:
             ids, learned = ids[: -len(self.newline)], learned[: -len(self.newline)]
-        beside = None
-        if self.keeps:
-            asked = next((m["content"] for m in reversed(messages[: stop - (not is_asked)]) if m["role"] == "user"), "")
-            beside = (asked, [] if is_asked else [messages[last]["content"]])
+        beside = self._beside(messages[:stop], is_asked)
         cut = whole - sum(len(content) for _, content in kept)
         counts = {"tokens": float(sum(learned))}
         return Example(np.array(ids), np.array(learned), {"prompts": prompt}, counts, cut, beside)
+
+    def _beside(self, messages: list[dict], is_asked: bool) -> tuple[str, list[str]] | None:
+        """The last question and its reply, for rows that are to be measured."""
+        if not self.keeps:
+            return None
+        before = messages if is_asked else messages[:-1]
+        asked = next((message["content"] for message in reversed(before) if message["role"] == "user"), "")
+        return asked, [] if is_asked else [messages[-1]["content"]]
+
+    def _by_template(self, messages: list[dict], parts: list[np.ndarray], is_asked: bool) -> Example | Dropped:
+        """As `example`, by the template of an imported model."""
+        assert self.jinja is not None, "only where there is a template"
+        kept, whole = list(messages), sum(map(len, parts))
+        while True:
+            told = self.jinja.conversation(kept, opens=is_asked)
+            over = len(told.ids) + is_asked - self.max_length - 1
+            droppable = [place for place, one in enumerate(kept[: -1 if is_asked else -2]) if one["role"] != "system"]
+            if over <= 0 or not droppable:
+                break
+            del kept[droppable[0] : droppable[0] + 2 if len(droppable) > 1 else droppable[0] + 1]
+        question = len(kept) - (1 if is_asked else 2)
+        if over > 0:
+            ids = parts[len(messages) - (1 if is_asked else 2)]
+            if question < 0 or kept[question]["role"] != "user" or len(ids) <= over:
+                return Dropped(f"its last question and reply exceed max_length={self.max_length}")
+            kept[question] = {**kept[question], "content": self.tokenizer.decode(ids[over:])}
+            told = self.jinja.conversation(kept, opens=is_asked)
+        ids, learned = told.ids, told.learned
+        if is_asked:  # one more, which stands for the reply
+            ids, learned = np.append(ids, self.tokenizer.stop_ids[-1]), np.append(learned, True)
+        else:
+            stop = int(np.flatnonzero(learned)[-1]) + 1
+            ids, learned = ids[:stop], learned[:stop]
+        counts = {"tokens": float(learned.sum())}
+        beside = self._beside(messages, is_asked)
+        cut = max(0, whole - sum(len(self.tokenizer.encode(one["content"])) for one in kept))
+        return Example(ids, learned, {"prompts": told.reply}, counts, cut, beside)
 
     def batch(self, padded: Padded, counts: dict[str, float]) -> ResponseBatch:
         """See `alignlab.batch.ResponseBatch`; a prompt goes up to where the last reply begins."""

@@ -10,8 +10,13 @@ class Chat(ResponseTask):
     """Replies to conversations."""
 
     def compare(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        """chrf, 0 to 100: a reply may be good in other words, so this tells little beside the loss."""
-        return {"chrf": chrf(texts, references)}
+        """chrf, 0 to 100, and exact, the share of replies that are the reference.
+
+        A reply may be good in other words, so both tell little beside the loss, unless there is one right answer.
+        """
+        pairs = zip(texts, references, strict=True)
+        exact = sum(text in {reference.strip() for reference in each} for text, each in pairs) / len(texts)
+        return {"chrf": chrf(texts, references), "exact": exact}
 
     def baseline(self, answers: Sequence[Answer]) -> dict[str, float]:
         """Nothing sensible replies without a model."""
