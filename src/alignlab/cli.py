@@ -8,6 +8,7 @@ from alignlab import __version__
 from alignlab.errors import guard
 
 PREDICT = "Answer each row of a file with a trained model."
+EXPLAIN = "Show what a model makes of one text: one page, offline, with loss, next tokens, layers and attention."
 TEST = "Measure a trained model, or one that never was, on a test split; options as for train.py."
 EXPORT = "Write a trained model for others; a run with tuning=lora as an adapter unless --merge."
 
@@ -39,6 +40,16 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=int, default=None, help="draw the same again")
     verb.add_argument("--device", default=None, help="cpu, cuda ... (default: cuda where there is one)")
     verb.set_defaults(act=generate)
+    verb = verbs.add_parser("chat", help="talk with a model", description="Talk with a model; replies stream.")
+    verb.add_argument("model", metavar="RUN", help="a run folder, a checkpoint, a Hugging Face folder or hub:org/name")
+    verb.add_argument("--system", default=None, help="what the system says first")
+    verb.add_argument("--max-new-tokens", type=int, default=256, help="of a reply at most (default: %(default)s)")
+    verb.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: %(default)s)")
+    verb.add_argument("--top-p", type=float, default=0.95, help="draw among the likeliest that sum to p; 1: off")
+    verb.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeat less; 1: off")
+    verb.add_argument("--seed", type=int, default=None, help="draw the same again")
+    verb.add_argument("--device", default=None, help="cpu, cuda ... (default: cuda where there is one)")
+    verb.set_defaults(act=chat)
     verb = verbs.add_parser("export", help="write a Hugging Face folder or a peft adapter", description=EXPORT)
     verb.add_argument("model", metavar="RUN", help="a run folder, a checkpoint, a Hugging Face folder or hub:org/name")
     verb.add_argument("folder", metavar="DIR", help="the folder to write; new or empty")
@@ -59,7 +70,44 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="such as data=files data.test=FILE")
     verb.add_argument("--output", default=None, metavar="FILE", help="write every row's answer here")
     verb.set_defaults(act=test)
+    verb = verbs.add_parser("explain", help="what a model makes of one text, as a page", description=EXPLAIN)
+    verb.add_argument("model", metavar="RUN", help="a run folder, a checkpoint, a Hugging Face folder or hub:org/name")
+    what = verb.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", help="what is read; - reads standard input")
+    what.add_argument("--row", metavar="JSON", help='a row in the columns of the run\'s task: {"question": ...}')
+    verb.add_argument("--out", default="explain.html", metavar="FILE", help="the page (default: %(default)s)")
+    verb.add_argument("--json", action="store_true", help="the numbers too, in FILE with the ending .json")
+    verb.add_argument("--target", default=None, help="what is attributed to the tokens: a class, a next token, none ...")
+    verb.add_argument("--top-k", type=int, default=5, help="next tokens shown (default: %(default)s)")
+    verb.add_argument("--max-tokens", type=int, default=256, help="tokens read at most (default: %(default)s)")
+    verb.add_argument("--device", default=None, help="cpu, cuda ... (default: cuda where there is one)")
+    verb.set_defaults(act=explain)
     return top
+
+
+def explain(options: argparse.Namespace) -> None:
+    """Writes the page, and says where and what the loss is."""
+    from alignlab.explaining import explain as write
+
+    text = sys.stdin.read() if options.text == "-" else options.text
+    done = write(
+        options.model, text=text, row=options.row, out=options.out, numbers=options.json, target=options.target,
+        top_k=options.top_k, max_tokens=options.max_tokens, device=options.device,
+    )  # fmt: skip
+    print("\n".join(done))
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Holds a conversation in the terminal."""
+    import torch
+
+    from alignlab.chatting import chat as hold
+    from alignlab.generate import Sampling
+
+    names = ("max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed")
+    sampling = Sampling(**{name: getattr(options, name) for name in names})
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    hold(options.model, device=device, sampling=sampling, system=options.system)
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from alignlab.losses import token_log_probs
 from alignlab.models.gpt import GPT
 from alignlab.origin import Origin, origin
 from alignlab.rows.formats import BadRecord
+from alignlab.text.chat import chat_prompt
 
 
 def load(path: str | Path, *, device: str | torch.device = "cpu") -> "Model":
@@ -58,8 +59,18 @@ class Model:
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [[self.tokenizer.eos_id, *self.tokenizer.encode(text)] for text in texts]
-        settings = Sampling(**sampling)
-        streams = [self.tokenizer.stream() for _ in range(len(ids) * settings.samples)]
+        return [answer.text or "" for answer in self.continue_ids(ids, Sampling(**sampling), on_text=on_text)]
+
+    def chat(self, messages: Sequence[dict[str, str]], **sampling: Any) -> str:
+        """The assistant's reply to `messages`, dicts of role and content, in the model's own chat template."""
+        (answer,) = self.continue_ids([chat_prompt(self.tokenizer, messages)], Sampling(**sampling))
+        return (answer.text or "").strip()
+
+    def continue_ids(
+        self, ids: Sequence[list[int]], sampling: Sampling, *, on_text: Callable[[int, str], None] | None = None
+    ) -> list[Generation]:
+        """Continuations of prompts that are tokenized already; else as `generate`."""
+        streams = [self.tokenizer.stream() for _ in range(len(ids) * sampling.samples)]
 
         def heard(row: int, token: int) -> None:
             assert on_text is not None
@@ -69,7 +80,7 @@ class Model:
         answers: list[Generation] = generate_all(
             self.gpt,
             ids,
-            settings,
+            sampling,
             eos_ids=self.tokenizer.stop_ids,
             pad_id=self.tokenizer.pad_id,
             decode=self.tokenizer.decode,
@@ -79,7 +90,7 @@ class Model:
             for row, stream in enumerate(streams):
                 if rest := stream.finish():
                     on_text(row, rest)
-        return [answer.text or "" for answer in answers]
+        return answers
 
     @torch.no_grad()
     def score(self, texts: str | Sequence[str]) -> list[dict[str, float]]:
