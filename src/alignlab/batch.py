@@ -10,6 +10,7 @@ Beside its tensors it carries plain numbers known on the host: the target counts
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 IGNORED = -100  # a position of `targets` without a target
@@ -58,6 +59,50 @@ class LabelBatch(NamedTuple):
     targets: Tensor  # (B, T)
     lengths: Tensor  # (B,)
     labels: Tensor
+    rows: list[int]
+    counts: dict[str, float]
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerFacts:
+    """What the training rows tell of answers that stand in their contexts.
+
+    `language` is that of the contexts, `longest` the tokens of the longest answer. `unanswerable` says that some
+    questions have none.
+    """
+
+    language: str
+    longest: int
+    unanswerable: bool
+
+
+class Passage(NamedTuple):
+    """The text that a window of tokens is from; `spans` (n, 2) are the characters of each token of the window.
+
+    `references` are the texts of the answers: none for a question that the context does not answer.
+    """
+
+    context: str
+    question: str
+    spans: np.ndarray
+    references: list[str]
+
+
+class SpanBatch(NamedTuple):
+    """Windows of a context behind its question, padded on the right: a row may have several.
+
+    The context's tokens are ids[firsts : lengths - 1]; the end of text at lengths - 1 means that no answer is there.
+    `starts` and `ends` are the places of an answer's first and last token. `passages` are None in training. `rows` are
+    the row numbers of the windows that count, `counts` and `tokens` as in LabelBatch.
+    """
+
+    ids: Tensor  # (B, T)
+    lengths: Tensor  # (B,)
+    firsts: Tensor  # (B,)
+    starts: Tensor  # (B,)
+    ends: Tensor  # (B,)
+    passages: list[Passage | None]
     rows: list[int]
     counts: dict[str, float]
     tokens: int

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from alignlab import checkpoint as files
 from alignlab.card import model_card
+from alignlab.commandline.checking import check_targets
 from alignlab.folders import checkpoint_of
 from alignlab.models.gpt import GPT
 from alignlab.models.huggingface_export import ClassificationHead, Head, SpanHead, verify, write_folder
@@ -82,7 +83,8 @@ def head_of(start: Origin) -> Head | None:
     """The head of a run in the terms of transformers; None for a language model. ValueError for one it has none for."""
     if not start.heads:
         return None
-    shapes = {name: tuple(value.shape) for name, value in start.heads.items()}
+    heads = {name: value for name, value in start.heads.items() if name != "threshold"}  # transformers tunes none
+    shapes = {name: tuple(value.shape) for name, value in heads.items()}
     width = start.config.width
     if set(shapes) == {"head.weight"} and "labels" in start.found:
         labels = start.found["labels"]
@@ -91,6 +93,11 @@ def head_of(start: Origin) -> Head | None:
     if shapes == {"head.weight": (1, width)}:
         return ClassificationHead(weight=start.heads["head.weight"], labels=("reward",), problem="regression")
     if shapes == {"head.weight": (2, width), "head.bias": (2,)}:
+        if start.settings is not None and start.settings["task"]["prefix_mask"]:
+            raise ValueError(
+                f"{start.path} reads with task.prefix_mask=true, and transformers' classes for span heads are causal; "
+                "expected a run with task.prefix_mask=false"
+            )
         return SpanHead(weight=start.heads["head.weight"], bias=start.heads["head.bias"])
     told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     raise ValueError(f"{start.path} has a head that transformers has no class for: {told}")
@@ -146,6 +153,7 @@ def _write_adapter(checkpoint: dict[str, Any], place: str, folder: Path) -> Expo
         raise ValueError(f"{place} has no base elsewhere, for it was trained from scratch; use --merge")
     below, merged = origin_of(checkpoint, place, resumes=True), origin_of(checkpoint, place)
     model = model_of(below)
+    check_targets(checkpoint["config"], place)
     tuning = instantiate(OmegaConf.create(checkpoint["config"]).tuning, _convert_="all")
     tuning.prepare(SimpleNamespace(model=model))
     state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}

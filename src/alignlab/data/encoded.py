@@ -70,8 +70,11 @@ class Encoder(ABC):
         """The texts of a row that are to be tokenized."""
 
     @abstractmethod
-    def example(self, row: dict, parts: list[np.ndarray]) -> Example | Dropped:
-        """The example of a row, given the ids of each of its texts. Raises ValueError for a row that is wrong."""
+    def example(self, row: dict, parts: list[np.ndarray]) -> "Example | list[Example] | Dropped":
+        """The example of a row, given the ids of each of its texts; or several, such as windows of a long text.
+
+        Raises ValueError for a row that is wrong.
+        """
 
     @abstractmethod
     def batch(self, padded: Padded, counts: dict[str, float]) -> Any:
@@ -148,7 +151,10 @@ class EncodedRows:
 
     def facts(self, split: str) -> dict[str, str | int | float]:
         """Sizes of the split, and what was cut or left out."""
-        facts: dict[str, str | int | float] = {f"{split}_rows": len(self), f"{split}_tokens": int(self.lengths.sum())}
+        facts: dict[str, str | int | float] = {f"{split}_rows": len(np.unique(self.rows))}
+        if len(self) > facts[f"{split}_rows"]:
+            facts[f"{split}_windows"] = len(self)
+        facts[f"{split}_tokens"] = int(self.lengths.sum())
         if self.learned.any():
             facts[f"{split}_trained_share"] = round(float(self.learned.sum() / max(1, self.lengths.sum())), 4)
         facts[f"{split}_truncated"] = self.truncated
@@ -187,9 +193,10 @@ def encode(
             example = Dropped(str(error))
         if isinstance(example, Dropped):
             dropped[row["row"]] = example.reason
-        else:
-            examples.append(example)
-            numbers.append(row["row"])
+            continue
+        own = example if isinstance(example, list) else [example]
+        examples += own
+        numbers += [row["row"]] * len(own)
     if not examples:
         why = f": {next(iter(dropped.values()))}" if dropped else ""
         raise ValueError(f"the {split} split has no row to use{why}; expected at least one: check data.*")

@@ -113,6 +113,21 @@ class Tokenizer:
         encodings = self._core.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
+    def offsets(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """(T, 2) characters at which each of `ids`, the ids of `text`, begins and ends in it.
+
+        A token that holds a part of a character, as bytes of Chinese do, stands for the whole of it.
+        """
+        sizes, raw = self.byte_counts[ids], text.encode()
+        is_spelled = self._byte_level and b"".join(self._bytes[number] for number in ids) == raw
+        if not (is_spelled and sizes.all()):  # a normalizer changed the text: only the tokenizer knows from where
+            encoding = self._core.encode(text, add_special_tokens=False)
+            return np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        is_first = (np.frombuffer(raw, dtype=np.uint8) & 0xC0) != 0x80
+        character = is_first.cumsum() - 1  # of each byte
+        ends = sizes.cumsum()
+        return np.stack([character[ends - sizes], character[ends - 1] + 1], axis=1)
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
         return self._core.decode([int(number) for number in ids], skip_special_tokens=skip_special)
