@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import alignlab
 from alignlab.answers import measure
 from alignlab.cli import main
+from alignlab.errors import UserError
 
 Run = Callable[..., dict[str, Any]]
 ROWS = [{"body": f"{'sun' if n % 2 else 'rain'} {n}", "label": n % 2} for n in range(20)]
@@ -49,3 +51,14 @@ def test_rows_are_answered_in_order_and_bad_ones_say_why(
     assert measure(str(run), [])["test/accuracy"] == 1
     with pytest.raises(ValueError, match="takes no optim"):
         measure(str(run), ["optim=sgd"])
+
+
+def test_a_checkpoint_cannot_make_what_nobody_trusts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    checkpoint["config"]["task"]["class_weights"] = {"_target_": "os.getcwd"}
+    torch.save(checkpoint, best)
+    with pytest.raises(UserError, match=r"best.ckpt|run: .*os.getcwd, which is neither"):
+        alignlab.load(str(run)).predict(["sun 1"])
+    monkeypatch.setenv("ALIGNLAB_TRUST", "os.getcwd")
+    assert "output" in alignlab.load(str(run)).predict(["sun 1"])[0]

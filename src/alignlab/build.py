@@ -16,6 +16,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab import checkpoint as files
+from alignlab.commandline.checking import check_targets
 from alignlab.data.module import TextData
 from alignlab.folders import checkpoint_of
 from alignlab.models.config import GPTConfig
@@ -182,6 +183,7 @@ def task_of(start: Origin, model: GPT) -> TaskModule:
     """The task of a run around `model`, with the weights of its heads, in evaluation mode."""
     if start.settings is None:
         raise ValueError(f"{start.path} is a folder of weights without a task; expected a run folder or a checkpoint")
+    check_targets(start.settings, start.path)
     config = OmegaConf.create(start.settings)
     optim = instantiate(config.optim, _convert_="all")
     task = node(config.task, model=model, tokenizer=start.tokenizer, optim=optim, **start.found)

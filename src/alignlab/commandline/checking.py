@@ -51,6 +51,23 @@ def check(cfg: DictConfig, trust: Sequence[str] = ()) -> None:
         _check_node(path, node, trust)
 
 
+def check_targets(settings: dict[str, Any], place: str) -> None:
+    """Raise UserError for a target that the configuration of the checkpoint at `place` must not make.
+
+    What was trained with trust=[NAME] is opened with the environment variable ALIGNLAB_TRUST=NAME: whoever sends a
+    checkpoint cannot vouch for it.
+    """
+    vouched = [name for name in os.environ.get("ALIGNLAB_TRUST", "").split(",") if name]
+    for path, node in _targets(settings, ""):
+        try:
+            _allowed(path, node["_target_"], vouched)
+        except UserError as error:
+            first = str(error).splitlines()[0]
+            raise UserError(
+                f"{place}: {first}\nif you know that code: ALIGNLAB_TRUST={node['_target_']} alignlab ..."
+            ) from error
+
+
 def trusted(overrides: Sequence[str]) -> tuple[str, ...]:
     """The dotted names of `trust=[...]` among the overrides of the command line."""
     names: list[str] = []
