@@ -15,6 +15,7 @@ def test_two_stages_chain_and_go_on(tmp_path: Path, corpus: Path) -> None:
     arguments = ("data=files", f"data.train={corpus}", *TINY, "trainer.max_steps=2", "hydra.run.dir=run", recipe)
     first = train(*arguments, folder=tmp_path)
     assert first.returncode == 0, first.stderr
+    assert "0 pretrain" in first.stderr.split("Stages")[-1]
     run = tmp_path / "run"
     values = json.loads((run / "metrics.json").read_text())
     assert values["stage/0/step"] == 2  # the command line wins over the stage

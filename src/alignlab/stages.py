@@ -18,6 +18,7 @@ from alignlab.commandline import check, trusted
 from alignlab.commandline.quoting import legal
 from alignlab.commandline.tree import conf_folder
 from alignlab.launch import child_command, freeze, run_children
+from alignlab.summary import show_stages
 
 log = logging.getLogger(__name__)
 OF_THE_RECIPE = ("hydra.", "resume", "stages", "experiment", "init_from")
@@ -42,6 +43,7 @@ def run_stages(config: DictConfig, folder: Path, command_line: list[str]) -> Non
         done |= {f"stage/{number}/{name}": value for name, value in values.items()}
         before = str(place)
     take_over(folder, Path(before or ""), done)
+    show_stages(done, [str(stage.get("task", "pretrain")) for stage in config.stages])
 
 
 def stage_overrides(config: DictConfig, stage: DictConfig, command_line: list[str], before: str | None) -> list[str]:

@@ -40,5 +40,23 @@ def show_summary(folder: Path, values: dict[str, float | int | str], *, kind: st
         console.print(f"[bold]{name:13}[/bold] {text}", highlight=False, soft_wrap=True)
 
 
+def show_stages(values: dict[str, float | int | str], tasks: list[str]) -> None:
+    """Prints what each stage of a recipe reached: its metrics on the best weights, a column a stage."""
+    console = Console(stderr=True)
+    table = Table(title="Stages", title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("metric")
+    columns: list[dict[str, float | int | str]] = []
+    for number, task in enumerate(tasks):
+        table.add_column(f"{number} {task}", justify="right")
+        start = f"stage/{number}/"
+        columns.append({name.removeprefix(start): value for name, value in values.items() if name.startswith(start)})
+    names = {name.removeprefix("best/") for column in columns for name in column if name.startswith("best/val/")}
+    names |= {name for column in columns for name in column if name.startswith("test/")}
+    for name in [*sorted(names), "train/seconds"]:
+        cells = [column.get(f"best/{name}" if name.startswith("val/") else name, "") for column in columns]
+        table.add_row(name, *map(_text, cells))
+    console.print(table)
+
+
 def _text(value: float | int | str) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)

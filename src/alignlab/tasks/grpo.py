@@ -135,7 +135,7 @@ class GroupPolicy(TaskModule):
         self.measures["clipped"] = float(policy.is_clipped.sum() / answered)
         if rollout.reference is not None:
             self.measures["kl"] = float((k3(log_probs.detach(), rollout.reference) * is_answer).sum() / answered)
-        return {"loss": Term((policy.loss * weights[:, None]).sum(), "tokens", count=self.rollout_tokens)}
+        return {"loss": Term((policy.loss * weights[:, None]).sum(), "tokens", divisor=self.rollout_tokens)}
 
     def evaluate(self, batch: PromptBatch, stage: str) -> None:
         """Keeps the prompts that are to be answered."""

@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 class Term(NamedTuple):
     """One part of a loss: `sum` over this micro-batch's targets, to be divided by the step's count named `counted`.
 
-    The batch knows that count, or `count` says it.
+    The batch knows that count, or `divisor` says it.
     """
 
     sum: Tensor
     counted: str
     weight: float = 1.0
-    count: float | None = None  # of the whole step, where only the task can know it
+    divisor: float | None = None  # the count itself, where only the task can know it
 
 
 class Table(NamedTuple):
@@ -139,7 +139,7 @@ class TaskModule(L.LightningModule, ABC):
         undo = self.trainer.accumulate_grad_batches * self.trainer.world_size
         total: Tensor | None = None
         for name, term in self.losses(batch).items():
-            count = batch.counts[term.counted] if term.count is None else term.count
+            count = batch.counts[term.counted] if term.divisor is None else term.divisor
             part = term.sum * (term.weight * undo / count)
             total = part if total is None else total + part
             share = term.sum.detach() / count
