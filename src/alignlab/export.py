@@ -86,6 +86,13 @@ def head_of(start: Origin) -> Head | None:
     heads = {name: value for name, value in start.heads.items() if name != "threshold"}  # transformers tunes none
     shapes = {name: tuple(value.shape) for name, value in heads.items()}
     width = start.config.width
+    task = (start.settings or {}).get("task", {})
+    for option, usual in (("pooling", "last"), ("prefix_mask", False)):
+        if set(shapes) == {"head.weight"} and task.get(option, usual) != usual:
+            raise ValueError(
+                f"{start.path} was trained with task.{option}={task[option]}; transformers classifies by the last "
+                f"token under causal attention only: train with task.{option}={usual} for an export"
+            )
     if set(shapes) == {"head.weight"} and "labels" in start.found:
         labels = start.found["labels"]
         names = tuple(str(name) for name in labels["names"]) or ("value",)

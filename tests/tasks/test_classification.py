@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from alignlab import checkpoint as files
+from alignlab.batch import LabelBatch
 from alignlab.callbacks.rhythm import Stopped
 from tests.test_laws import SGD, _stopping, assert_equal, largest_difference, weights
 
@@ -65,7 +66,8 @@ def test_law_1_however_a_step_is_split(classified: Run, tmp_path: Path) -> None:
 def test_law_2_stopped_and_resumed_is_not_stopped(
     classified: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("model.dropout=0.1", "task.head_dropout=0.1", "trainer.max_steps=7", "datamodule.batch_size=5",
+    options = ("model.dropout=0.1", "task.head_dropout=0.1", "task.token_dropout=0.1",
+               "task.prefix_mask=true", "trainer.max_steps=7", "datamodule.batch_size=5",
                "trainer.accumulate_grad_batches=2", "task.lm_weight=0.3")  # fmt: skip
     classified("whole", *options)
     with monkeypatch.context() as patch:
@@ -130,18 +132,71 @@ def test_head_is_kept_for_the_same_labels_only(
     assert torch.equal(kept["model.embed.weight"], dropped["model.embed.weight"])
 
 
-def test_pooling_ignores_padding(classified: Run, tmp_path: Path) -> None:
-    from alignlab.batch import LabelBatch
+def batch(ids: torch.Tensor, lengths: torch.Tensor) -> LabelBatch:
+    """Texts of class 0 whose following ids are all learned."""
+    counts = {"examples": float(len(ids)), "tokens": float(lengths.sum())}
+    labels = torch.zeros(len(ids), dtype=torch.long)
+    return LabelBatch(ids, ids.roll(-1, dims=1), lengths, labels, list(range(len(ids))), counts, int(lengths.sum()))
+
+
+IDS = torch.tensor([[256, 99, 97, 256, 256, 7], [256, 99, 97, 256, 1, 256]])
+LENGTHS = torch.tensor([4, 6])
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("prefix_mask", [False, True])
+def test_pooling_ignores_padding(pooling: str, prefix_mask: bool, classified: Run, tmp_path: Path) -> None:
     from alignlab.build import load
 
-    classified("padded", "trainer.max_steps=1")
+    classified("padded", "trainer.max_steps=1", f"task.pooling={pooling}", f"task.prefix_mask={prefix_mask}")
     task = load(str(tmp_path / "padded"))
-    ids = torch.tensor([[256, 99, 97, 256, 256, 7], [256, 99, 97, 256, 1, 256]])
-    lengths = torch.tensor([4, 6])
-
-    def batch(ids: torch.Tensor, lengths: torch.Tensor) -> LabelBatch:
-        return LabelBatch(ids, ids, lengths, lengths, list(range(len(ids))), {}, 0)
-
-    both = task.predict([batch(ids, lengths)])
-    alone = task.predict([batch(ids[:1, :4], lengths[:1])])
+    both = task.predict([batch(IDS, LENGTHS)])
+    alone = task.predict([batch(IDS[:1, :4], LENGTHS[:1])])
     assert both[0]["scores"] == pytest.approx(alone[0]["scores"], abs=1e-5)
+
+
+def test_pooling_and_prefix_change_what_the_head_reads(classified: Run, tmp_path: Path) -> None:
+    from alignlab.build import load
+
+    classified("seen", "trainer.max_steps=1", "task.lm_weight=0.5")
+    task = load(str(tmp_path / "seen"))
+    with torch.no_grad():
+        task.model.embed.weight.mul_(20)  # fresh weights hardly move the probabilities
+        hidden = task.model(IDS)
+        causal = task.losses(batch(IDS, LENGTHS))
+        assert torch.allclose(task._logits(hidden, LENGTHS)[0], hidden[0, 3] @ task.head.weight.T, atol=1e-5)
+        task.pooling = "mean"
+        assert torch.allclose(task._logits(hidden, LENGTHS)[0], hidden[0, :4].mean(0) @ task.head.weight.T, atol=1e-5)
+        task.prefix_mask = True
+        seen = task.losses(batch(IDS, LENGTHS))
+        whole = task.model(IDS, prefix=torch.ones_like(IDS, dtype=torch.bool))
+        assert torch.allclose(task._hidden(IDS, LENGTHS)[1], whole[1], atol=1e-5)
+    assert not torch.allclose(causal["loss"].sum, seen["loss"].sum)
+    assert torch.equal(causal["lm_loss"].sum, seen["lm_loss"].sum), "a token that sees the next one predicts nothing"
+
+
+def test_token_dropout_blanks_its_share_in_training_only(classified: Run, tmp_path: Path) -> None:
+    from alignlab.build import load
+
+    classified("blanked", "trainer.max_steps=1", "task.token_dropout=0.25")
+    task = load(str(tmp_path / "blanked"))
+    ids = torch.full((100, 100), 99)
+    ids[:, [0, -1]] = task.tokenizer.eos_id
+    assert task._blanked(ids) is ids
+    task.train()
+    blanked = task._blanked(ids)
+    assert set(blanked.unique().tolist()) == {99, task.tokenizer.pad_id, task.tokenizer.eos_id}
+    assert (blanked[:, [0, -1]] == task.tokenizer.eos_id).all()
+    assert (blanked == task.tokenizer.pad_id).float().mean() == pytest.approx(0.25 * 0.98, abs=0.02)
+
+
+@pytest.mark.parametrize("option", ["task.pooling=mean", "task.prefix_mask=True"])
+def test_what_transformers_cannot_classify_with_is_not_exported(option: str, classified: Run, tmp_path: Path) -> None:
+    from alignlab.export import export
+
+    llama = ("model=nano", "model.qk_norm=false", "model.activation=swiglu", "model.layers=1", "model.width=32")
+    classified("ours", "trainer.max_steps=1", option, *llama)
+    with pytest.raises(ValueError, match=f"was trained with {option}; transformers classifies by the last token"):
+        export(str(tmp_path / "ours"), tmp_path / "out")
+    classified("usual", "trainer.max_steps=1", *llama)
+    assert export(str(tmp_path / "usual"), tmp_path / "out").difference < 1e-4

@@ -1,6 +1,7 @@
 """Classification: one label, any number of labels, or a number for a text or a pair of texts.
 
-Unusual: a text is told by the hidden state of its last token, found by length and never by the id of a padding token.
+Unusual: a text is told by the hidden state of its last token, or by the mean over its tokens, found by length and never
+by the id of a padding token. With `prefix_mask` the text sees itself fully, as an encoder would.
 The auxiliary language-model loss of Radford et al. 2018 (section 3.2, L3 = L2 + lambda L1) is a term with its own
 count: the tokens of the step, not its examples.
 """
@@ -29,11 +30,12 @@ EACH_SHOWN = 50  # classes at most whose own F1 is logged
 
 
 class Classification(TaskModule):
-    """A linear head (C, D) on the last token of each text.
+    """A linear head (C, D) on the last token of each text, or with `pooling="mean"` on the mean over its tokens.
 
     `labels` is a label set as a dict, from the data. `lm_weight` adds the language-model loss of the texts.
     `class_weights="balanced"` weighs an example by rows / (classes x rows of its class). `label_smoothing` and
-    `head_dropout` act on the head alone.
+    `head_dropout` act on the head alone, `token_dropout` blanks a share of the tokens that are read. With `prefix_mask`
+    every token sees the whole text; the language-model loss then takes a second, causal pass.
     """
 
     def __init__(
@@ -47,12 +49,18 @@ class Classification(TaskModule):
         class_weights: Literal["balanced"] | None = None,
         label_smoothing: BelowOne = 0.0,
         head_dropout: BelowOne = 0.0,
+        token_dropout: BelowOne = 0.0,
+        pooling: Literal["last", "mean"] = "last",
+        prefix_mask: bool = False,
     ) -> None:
         super().__init__(model=model, tokenizer=tokenizer, optim=optim)
         self.labels = LabelSet(**labels)
         self.lm_weight = lm_weight
         self.label_smoothing = label_smoothing
         self.head_dropout = head_dropout
+        self.token_dropout = token_dropout
+        self.pooling = pooling
+        self.prefix_mask = prefix_mask
         self.head = nn.Linear(model.config.width, max(1, len(self.labels.names)), bias=False)
         nn.init.normal_(self.head.weight, std=EMBEDDING_STD)
         self.class_weights = _balanced(self.labels) if class_weights == "balanced" else None
@@ -75,10 +83,12 @@ class Classification(TaskModule):
 
     def losses(self, batch: LabelBatch) -> dict[str, Term]:
         """{"loss": of the labels, "lm_loss": of the texts' tokens, where `lm_weight` asks for it}."""
-        hidden = self.model(batch.ids)
+        ids = self._blanked(batch.ids)
+        hidden = self._hidden(ids, batch.lengths)
         terms = {"loss": Term(self._loss(self._logits(hidden, batch.lengths), batch.labels), "examples")}
         if self.lm_weight:
-            nats = cross_entropy(self.model.unembed, hidden, batch.targets)
+            causal = self.model(ids) if self.prefix_mask else hidden  # who sees a token need not predict it
+            nats = cross_entropy(self.model.unembed, causal, batch.targets)
             terms["lm_loss"] = Term(nats, "tokens", self.lm_weight)
         return terms
 
@@ -119,13 +129,31 @@ class Classification(TaskModule):
             found |= self._told(batch, self._real_logits(batch))
         return found
 
+    def _blanked(self, ids: Tensor) -> Tensor:
+        """In training, ids (B, T) of which the share `token_dropout` is padding, which tells nothing."""
+        if not (self.token_dropout and self.training):
+            return ids
+        is_dropped = torch.rand(ids.shape, device=ids.device) < self.token_dropout
+        return ids.masked_fill(is_dropped & (ids != self.tokenizer.eos_id), self.tokenizer.pad_id)
+
+    def _hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, D); padding stands on the right, where causal attention does not see it."""
+        if not self.prefix_mask:
+            return self.model(ids)
+        is_text = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        return self.model(ids, prefix=is_text)
+
     def _logits(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, D) -> (B, C) of each row's last token."""
-        last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]  # (B, D)
-        return self.head(F.dropout(last, self.head_dropout, self.training)).float()
+        """(B, T, D) -> (B, C) of each row's last token, or of the mean over its tokens."""
+        if self.pooling == "last":
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]  # (B, D)
+        else:
+            is_text = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+            pooled = (hidden * is_text[..., None]).sum(dim=1) / lengths[:, None]
+        return self.head(F.dropout(pooled, self.head_dropout, self.training)).float()
 
     def _real_logits(self, batch: LabelBatch) -> Tensor:
-        return self._logits(self.model(batch.ids), batch.lengths)[: len(batch.rows)]
+        return self._logits(self._hidden(batch.ids, batch.lengths), batch.lengths)[: len(batch.rows)]
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed over the examples: cross-entropy, mean over labels of binary cross-entropy, or squared error."""
