@@ -44,7 +44,7 @@ _WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 def paragraphs(docstring: str) -> Iterator[str]:
     """The paragraphs of English in a documentation string, each on one line."""
     for block in _blocks(docstring):
-        text = _plain(" ".join(block))
+        text = plain(" ".join(block))
         if _reads_well(text):
             yield text
 
@@ -120,7 +120,8 @@ def _is_declaration(text: str, following: str, is_deeper: bool) -> bool:
     )
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The text without markup, on one line."""
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     return _SECTION.sub("", text.strip())
