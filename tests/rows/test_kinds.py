@@ -106,3 +106,13 @@ def test_missing_mapped_column_names_the_mapping():
 def test_group_is_what_rows_share():
     assert group_key({"question": "q", "context": "c"}) == "c"
     assert group_key({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}) == "u"
+
+
+def test_pairs_are_of_two_answers_that_differ():
+    same = {"prompt": "p", "chosen": "c", "rejected": "c"}
+    with pytest.raises(BadRow, match="rejected is the same as chosen"):
+        made("pairs", same)
+    with pytest.raises(BadRow, match="chosen is empty"):
+        made("pairs", same | {"chosen": " "})
+    turns = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "good"}]
+    assert made("pairs", same | {"prompt": turns[:1], "chosen": turns}) == same | {"chosen": "good"}

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,16 +31,19 @@ _TOLERATED = 0.01  # share of rows that on_bad_row=skip may lose
 class Hub:
     """Rows of a dataset of the hub (`path` "org/name"), or of a local folder of .parquet, .jsonl or .csv files.
 
-    `splits` maps train, val and test to the dataset's own names, where those are not the usual ones; `columns` a
-    canonical column to the dataset's. A class label's number becomes its name. Without a validation split, the
-    share `holdout` of train is held out by a hash of (seed, row). `rows` takes the first rows of each split only.
+    `splits` maps train, val and test to the dataset's own names, where those are not the usual ones, or to null where
+    its own split is of no use; `columns` a canonical column to the dataset's, `translation.en` to a field of one. Of a
+    text column with a pattern in `patterns` the last match of its first group is taken. A class label's number becomes
+    its name. Without a validation split, the share `holdout` of train is held out by a hash of (seed, row). `rows`
+    takes the first rows of each split only.
     """
 
     path: str
     name: str | None = None
     revision: str | None = None
-    splits: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str | None] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
+    patterns: dict[str, str] = field(default_factory=dict)
     rows: PositiveInt | None = None
     streaming: bool = False
     holdout: BelowOne = 0.1
@@ -49,7 +53,9 @@ class Hub:
     target_language: str = "auto"
 
     def __post_init__(self) -> None:
-        for kind, given, accepted in (("columns", self.columns, COLUMNS), ("splits", self.splits, tuple(_USUAL))):
+        parts = (("columns", self.columns), ("patterns", self.patterns), ("splits", self.splits))
+        for kind, given in parts:
+            accepted = tuple(_USUAL) if kind == "splits" else COLUMNS
             for name in given:
                 if name not in accepted:
                     close = difflib.get_close_matches(name, accepted, n=1)
@@ -80,7 +86,7 @@ class Hub:
         for number, raw in enumerate(self._raw(own)):
             count += 1
             try:
-                row = canonical(raw, kind, columns=self.columns, targets=targets)
+                row = self._matched(canonical(raw, kind, columns=self.columns, targets=targets))
             except BadRow as error:
                 complaint = f"row {number} of {self.path} ({own}): {error}"
                 if self.on_bad_row == "raise":
@@ -121,9 +127,10 @@ class Hub:
     def _own_name(self, split: Split) -> str | None:
         names = self._names
         if split in self.splits:
-            if self.splits[split].split("[")[0] not in names:
-                raise ValueError(f"data.splits.{split}={self.splits[split]} is not in {self.path}; it has {names}")
-            return self.splits[split]
+            own = self.splits[split]
+            if own is not None and own.split("[")[0] not in names:
+                raise ValueError(f"data.splits.{split}={own} is not in {self.path}; it has {names}")
+            return own
         return next((name for name in _USUAL[split] if name in names), None)
 
     def _is_held_out(self, split: Split) -> bool:
@@ -132,6 +139,16 @@ class Hub:
     def _held_out_row(self, row: Mapping[str, Any]) -> bool:
         digest = hashlib.sha256(f"{self.seed} {group_key(row)}".encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.holdout * 2**64
+
+    def _matched(self, row: dict) -> dict:
+        """The row with what its columns' patterns find. Raises BadRow where one finds nothing."""
+        for name, pattern in self.patterns.items():
+            if name in row:
+                found = re.findall(pattern, row[name])
+                if not found:
+                    raise BadRow(name, f"has nothing that matches {pattern!r} (data.patterns.{name})")
+                row[name] = found[-1].strip()
+        return row
 
     def _load(self, own: str) -> "datasets.Dataset":
         import datasets
@@ -154,7 +171,15 @@ class Hub:
             labels = {
                 k: kind.int2str(raw[k]) if raw[k] is not None and raw[k] >= 0 else None for k, kind in named.items()
             }
-            yield raw | labels
+            yield raw | labels | {key: _field(raw, key) for key in self.columns.values() if key not in raw}
+
+
+def _field(raw: Mapping[str, Any], key: str) -> Any:
+    """`translation.en` is the field en of the column translation; None where there is none."""
+    value: Any = raw
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 @functools.lru_cache(maxsize=64)  # each call may ask the network

@@ -80,6 +80,8 @@ def canonical(raw: Mapping[Any, Any], kind: Kind, *, columns: Mapping[str, str |
     row = {name: _CHECKS[name](name, present[name], present) for name in wanted if name in present}
     if kind == "chat":
         return _as_messages(row, targets)
+    if kind == "pairs" and row["chosen"] == row["rejected"]:
+        raise BadRow("rejected", "is the same as chosen; expected two answers of which one is better")
     return row
 
 
@@ -177,6 +179,13 @@ def _answer(number: int, one: Any, context: str | None) -> dict:
     return {"text": text, "answer_start": start}
 
 
+def _turn(name: str, value: Any, row: Mapping) -> str:
+    """Text, or of a list of messages what the last one says: its other messages are the prompt's."""
+    if isinstance(value, list):
+        return _text(name, _messages(name, value, row)[-1]["content"], row)
+    return _text(name, value, row)
+
+
 def _messages(name: str, value: Any, row: Mapping) -> list[dict]:
     value = _parsed(name, value)
     if not isinstance(value, list) or not value:
@@ -235,4 +244,7 @@ _CHECKS: dict[str, Callable[[str, Any, Mapping], Any]] = dict.fromkeys(COLUMNS, 
     "messages": _messages,
     "input": _any_text,
     "reference": _reference,
+    "prompt": _turn,
+    "chosen": _turn,
+    "rejected": _turn,
 }
