@@ -20,9 +20,11 @@ MAY_IMPORT = {
     "checkpoint": set(),
     "generate": {"models"},
     "data": {"text", "batch"},
-    "tasks": {"models", "generate", "losses", "metrics", "rewards", "optim", "batch", "text"},
+    "tasks": {"models", "generate", "losses", "policy_losses", "metrics", "rewards", "optim", "batch", "text"},
+    "policy_losses": set(),
     "tuning": {"models", "tasks", "optim", "checkpoint", "text"},
-    "callbacks": {"tasks", "batch", "generate", "models", "checkpoint", "metrics", "tuning", "data", "text"},
+    "explain": {"models", "tasks", "losses", "batch", "text"},
+    "callbacks": {"explain", "tasks", "batch", "generate", "models", "checkpoint", "metrics", "tuning", "data", "text"},
     "commandline": set(),
 }
 COMPOSERS = {"build", "run", "launch", "stages", "trainer", "cli", "child"}

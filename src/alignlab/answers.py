@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from hydra.utils import get_class, instantiate
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -45,6 +46,25 @@ def answer(
     device = model.embed.weight.device
     batches = (move_data_to_device(batch, device) for batch in data.test_dataloader())
     return list(lines(data.asked("test"), task.predict(batches), {**given.errors, **data.dropped("test")}))
+
+
+def encoded(start: Origin, model: GPT, row: dict | str, *, limit: int) -> tuple[Any, bool]:
+    """One row as the batch that the run's task reads, with parts of at most `limit` tokens, and whether it was cut.
+
+    Raises ValueError for a row that is wrong.
+    """
+    config = OmegaConf.create(start.settings or {})
+    data_class: type[TextData] = get_class(config.datamodule["_target_"])
+    given = Given(rows=[row], kind=data_class.kind, columns=config.data.get("columns") or {})
+    if given.errors:
+        raise ValueError(f"the row {given.errors[0]}")
+    config.datamodule.max_length = min(limit, config.datamodule.get("max_length") or model.config.context)
+    data = data_of(config, given, start.tokenizer, model.config.context, **start.found, targets=False)
+    examples = data.examples("test")
+    assert examples is not None, "what is given is the test split"
+    everything = np.arange(len(examples))
+    batch = examples.batch(everything, examples.counts(everything), len(everything))
+    return batch, bool(data.facts()["test_truncated"])
 
 
 def measure(place: str, overrides: Sequence[str], *, output: Path | None = None) -> dict[str, float]:

@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--row", metavar="JSON", help='a row in the columns of the run\'s task: {"question": ...}')
     verb.add_argument("--out", default="explain.html", metavar="FILE", help="the page (default: %(default)s)")
     verb.add_argument("--json", action="store_true", help="the numbers too, in FILE with the ending .json")
-    verb.add_argument("--target", default=None, help="what is attributed to the tokens: a class, a next token, none ...")
+    verb.add_argument("--target", default=None, help="what is attributed to the tokens: a class, a token, none ...")
     verb.add_argument("--top-k", type=int, default=5, help="next tokens shown (default: %(default)s)")
     verb.add_argument("--max-tokens", type=int, default=256, help="tokens read at most (default: %(default)s)")
     verb.add_argument("--device", default=None, help="cpu, cuda ... (default: cuda where there is one)")

@@ -151,8 +151,9 @@ class EncodedRows:
 
     def facts(self, split: str) -> dict[str, str | int | float]:
         """Sizes of the split, and what was cut or left out."""
-        facts: dict[str, str | int | float] = {f"{split}_rows": len(np.unique(self.rows))}
-        if len(self) > facts[f"{split}_rows"]:
+        rows = len(np.unique(self.rows))
+        facts: dict[str, str | int | float] = {f"{split}_rows": rows}
+        if len(self) > rows:
             facts[f"{split}_windows"] = len(self)
         facts[f"{split}_tokens"] = int(self.lengths.sum())
         if self.learned.any():
