@@ -1,6 +1,7 @@
 """Tasks that write a response, on whole tiny runs: laws 1, 4, 6 and 10, the prefix mask, and what is written."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 import alignlab
 from alignlab.batch import ResponseBatch
 from alignlab.build import load
+from alignlab.tasks import generation
+from alignlab.tasks.generation import Answer
 from tests.test_laws import SGD, largest_difference, weights
 
 Run = Callable[..., dict[str, Any]]
@@ -91,3 +94,51 @@ def test_prefix_mask_lets_the_prompt_see_itself_and_no_more(written: Run, tmp_pa
     within, beyond = hidden([5, 6, 99, 8, 9, 10]), hidden([5, 6, 7, 8, 9, 99])
     assert not torch.allclose(start[0], within[0])  # the first token of the prompt sees its last
     assert torch.equal(start[:5], beyond[:5])  # the response stays causal
+
+
+def test_beams_write_the_test_and_validations_are_greedy(written: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[tuple[int, float | None, int]] = []
+    real = generation.generate_all
+
+    def watched(model: Any, prompts: Any, sampling: Any, **rest: Any) -> Any:
+        asked.append((sampling.beams, sampling.seconds, len(prompts)))
+        return real(model, prompts, sampling, **rest)
+
+    monkeypatch.setattr(generation, "generate_all", watched)
+    test = jsonl(tmp_path / "test.jsonl", PAIRS[:3])
+    written(
+        "beams", "trainer.max_steps=1", "task.beams=3", "task.seconds=30", "task.max_new_tokens=4",
+        "datamodule.generate_rows=5", f"data.test={test}",
+    )  # fmt: skip
+    assert asked == [(1, 30.0, 5), (3, None, 3)]
+
+
+def test_the_test_is_measured_on_the_best_weights(written: Run, tmp_path: Path) -> None:
+    # a rate far too high after two good validations: the last weights are worse than the best
+    test = jsonl(tmp_path / "test.jsonl", PAIRS)
+    values = written(
+        "best", "trainer.max_steps=60", "eval_every=20", "optim.lr=0.5", "optim.schedule=constant",
+        "monitor=val/loss", "datamodule.generate_rows=0", f"data.test={test}", "task.max_new_tokens=1",
+    )  # fmt: skip
+    assert values["best/val/loss"] < values["val/loss"]
+    assert values["test/loss"] == pytest.approx(values["best/val/loss"], rel=1e-5)
+
+
+def test_law_9_chinese_texts_equal_to_their_references_score_full_marks(written: Run, tmp_path: Path) -> None:
+    written("zh", "trainer.max_steps=1", "datamodule.generate_rows=0", "monitor=val/loss")
+    task: Any = load(str(tmp_path / "zh"))
+    texts = ["汤姆告诉玛丽他有很多钱。", "你能告诉我这是什么吗？"]
+    assert task.languages == ["any", "zh"]  # as the rows told
+    assert task.compare(texts, [[text] for text in texts]) == {"bleu": pytest.approx(100), "chrf": pytest.approx(100)}
+    assert task.compare(texts[::-1], [[text] for text in texts])["bleu"] < 20
+    answers = [Answer(row, "x", text, [text], True) for row, text in enumerate(texts)]
+    assert task.baseline(answers) == {"copy_bleu": pytest.approx(100)}
+
+
+def test_texts_that_time_cuts_off_are_told_and_not_counted(
+    written: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="alignlab"):
+        values = written("late", "trainer.max_steps=1", "task.seconds=1e-9", "monitor=val/loss")
+    assert "12 of 12 texts were not finished in 0 s, and are not counted" in caplog.text
+    assert "val/bleu" not in values

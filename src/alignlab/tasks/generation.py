@@ -55,7 +55,8 @@ class Answer(NamedTuple):
 class ResponseTask(TaskModule):
     """Cross-entropy of the response given the prompt; metrics of what is written, by `compare`.
 
-    `languages` are those of source and target. `seconds` bounds the generation of one validation, not of a test.
+    `languages` are those of source and target. `beams` write the texts of a test and of predictions,
+    `validation_beams` those of validations; `seconds` bounds the generation of one validation, not of a test.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class ResponseTask(TaskModule):
         label_smoothing: BelowOne = 0.0,
         max_new_tokens: PositiveInt = 64,
         beams: PositiveInt = 1,
+        validation_beams: PositiveInt = 1,
         length_penalty: float = 1.0,
         seconds: PositiveFloat = 60.0,
     ) -> None:
@@ -79,7 +81,7 @@ class ResponseTask(TaskModule):
         self.sampling = Sampling(
             max_new_tokens=max_new_tokens, temperature=0.0, beams=beams, length_penalty=length_penalty
         )
-        self.seconds = seconds
+        self.in_validation = replace(self.sampling, beams=validation_beams, seconds=seconds)
         self.metrics = {"val": TextLoss(), "test": TextLoss()}
         self.questions: dict[str, list[Question]] = {"val": [], "test": []}
 
@@ -116,7 +118,7 @@ class ResponseTask(TaskModule):
         results = {name: measured[name] for name in ("loss", "perplexity")}
         self.metrics[stage].reset()
         questions, self.questions[stage] = self.questions[stage], []
-        answers = self._answers(questions, self.seconds if stage == "val" else None)
+        answers = self._answers(questions, self.in_validation if stage == "val" else self.sampling)
         if stage == "test":
             self.predictions |= {answer.row: {"output": answer.text, "scores": {}} for answer in answers}
         answers = _of_all_ranks(answers)
@@ -132,7 +134,7 @@ class ResponseTask(TaskModule):
     def predict(self, batches: Iterable[ResponseBatch]) -> dict[int, dict[str, Any]]:
         """{row: {"output": the text written, "scores": {}}}."""
         questions = [question for batch in batches for question in _questions(batch)]
-        return {answer.row: {"output": answer.text, "scores": {}} for answer in self._answers(questions, None)}
+        return {answer.row: {"output": answer.text, "scores": {}} for answer in self._answers(questions, self.sampling)}
 
     def _hidden(self, batch: ResponseBatch) -> Tensor:
         """(B, T, D); padding stands on the right, where causal attention does not see it."""
@@ -142,10 +144,9 @@ class ResponseTask(TaskModule):
         return self.model(batch.ids, prefix=prefix)
 
     @torch.no_grad()
-    def _answers(self, questions: list[Question], seconds: float | None) -> list[Answer]:
+    def _answers(self, questions: list[Question], sampling: Sampling) -> list[Answer]:
         if not questions or self.is_sharded:  # the ranks of a sharded model would have to draw in step
             return []
-        sampling = self.sampling if seconds is None else replace(self.sampling, seconds=seconds)
         with self.while_generating():
             written = generate_all(
                 self.model,
@@ -158,7 +159,8 @@ class ResponseTask(TaskModule):
             )
         late = sum(one.finished_by == "time" for one in written)
         if late:
-            log.warning("%d of %d texts were not finished in %.0f s, and are not counted", late, len(written), seconds)
+            shown = late, len(written), sampling.seconds
+            log.warning("%d of %d texts were not finished in %.0f s, and are not counted", *shown)
         return [
             Answer(
                 question.row, (one.text or "").strip(), question.source, question.references, one.finished_by == "eos"
