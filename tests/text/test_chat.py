@@ -16,7 +16,7 @@ TALK = [
 
 @pytest.fixture
 def plain() -> Tokenizer:
-    return Bytes().build(lambda: [], "")
+    return Bytes().build(list, "")
 
 
 def shown(tokenizer: Tokenizer, ids: list[int]) -> str:

@@ -154,7 +154,7 @@ def _lens(found: Explanation) -> str:
         rows.append(f"<tr><th>{name}</th>{cells}</tr>")
     table = f'<table class="lens"><thead><tr><th>after</th>{columns}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     told = (
-        "The likeliest next token if the model ended after that layer; the last one is the model itself. Darker is more "
+        "The likeliest next token if the model ended after that layer; the last is the model itself. Darker is more "
         "probable; bold is what the last layer says too."
     )
     return _section("lens", "Logit lens", told, f'<div class="scroll">{table}</div>')

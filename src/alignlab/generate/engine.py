@@ -49,8 +49,8 @@ def generate(
     token. `prefix` lets a prompt see itself fully. `decode` gives `Generation.text` and is needed for stop strings.
     `on_token(row, id)` hears each token as it is drawn. `generator` goes before `sampling.seed`, and must be on the
     model's device. `uniforms` (N x samples, max_new_tokens) in [0, 1) decide the draws instead, so that an answer does
-    not depend on what else is in the batch. Raises ValueError for stop strings without `decode`, and for `on_token` with
-    beams.
+    not depend on what else is in the batch. Raises ValueError for stop strings without `decode`, and for `on_token`
+    with beams.
     """
     if sampling.stop and decode is None:
         raise ValueError(f"stop is {sampling.stop}, but decode is None; hand in a function from ids to text")
