@@ -76,6 +76,20 @@ def build(
     """
     L.seed_everything(config.seed, workers=False, verbose=False)
     rows = instantiate(config.data, _convert_="all")
+    tokenizer, model_config = text_of(config, start, rows, command_line or [])
+    data = data_of(config, rows, tokenizer, model_config.context)
+    torch.manual_seed(config.seed)  # the same fresh weights, whatever the data drew
+    with torch.device("meta" if start is not None else "cpu"):
+        model = GPT(model_config, recompute_activations=config.recompute_activations)
+    if start is not None:
+        load_weights(model, start.weights)
+    return assemble(config, start, rows, tokenizer, data, model, resumes=resumes)
+
+
+def text_of(
+    config: DictConfig, start: Origin | None, rows: Any, command_line: list[str]
+) -> tuple[Tokenizer, GPTConfig]:
+    """The tokenizer, which may have to be trained on `rows`, and the architecture that reads its ids."""
     data_class: Any = get_class(config.datamodule["_target_"])  # knows which texts of its rows a tokenizer learns from
     if start is not None:
         tokenizer = start.tokenizer
@@ -84,21 +98,22 @@ def build(
         tokenizer = settings.build(lambda: data_class.texts(rows), rows.fingerprint("train"))
     if data_class.kind in ("chat", "pairs", "prompts"):
         tokenizer = with_turns(tokenizer)
-    model_config = architecture(config, start, tokenizer.vocab_size, command_line or [])
-    data = data_of(config, rows, tokenizer, model_config.context)
-    torch.manual_seed(config.seed)  # the same fresh weights, whatever the data drew
-    with torch.device("meta" if start is not None else "cpu"):
-        model = GPT(model_config, recompute_activations=config.recompute_activations)
-    if start is not None:
-        load_weights(model, start.weights)
+    return tokenizer, architecture(config, start, tokenizer.vocab_size, command_line)
+
+
+def assemble(
+    config: DictConfig, start: Origin | None, rows: Any, tokenizer: Tokenizer, data: TextData, model: GPT,
+    *, resumes: bool,
+) -> Parts:  # fmt: skip
+    """The task around `model`, of which the part learns that the configuration says."""
     optim = instantiate(config.optim, _convert_="all")
     task = node(config.task, model=model, tokenizer=tokenizer, optim=optim, **data.found())
     task.found = data.found()
     task.is_fresh = start is None
     if start is not None:
         task.adopt(start.heads, start.found, start.path)
-    if start is None and model_config.vocabulary != tokenizer.vocab_size:
-        raise ValueError(f"model.vocabulary is {model_config.vocabulary}; the tokenizer has {tokenizer.vocab_size}")
+    if start is None and model.config.vocabulary != tokenizer.vocab_size:
+        raise ValueError(f"model.vocabulary is {model.config.vocabulary}; the tokenizer has {tokenizer.vocab_size}")
     if task.needs_reference:
         task.reference = (reference_of(config, model, resumes=resumes),)
     tuning = instantiate(config.tuning, _convert_="all")
