@@ -114,13 +114,15 @@ def test_beams_write_the_test_and_validations_are_greedy(written: Run, tmp_path:
 
 
 def test_the_test_is_measured_on_the_best_weights(written: Run, tmp_path: Path) -> None:
-    # a rate that grows far too high: the last weights are worse than the best
-    test = jsonl(tmp_path / "test.jsonl", PAIRS)
+    # other answers to the same questions: the better the training rows are learned, the worse these go
+    others = [row | {"target": PAIRS[place - 5]["target"]} for place, row in enumerate(PAIRS)]
+    path = jsonl(tmp_path / "others.jsonl", others)
     values = written(
-        "best", "trainer.max_steps=60", "eval_every=20", "optim.lr=20", "optim.warmup_steps=60",
-        "monitor=val/loss", "datamodule.generate_rows=0", f"data.test={test}", "task.max_new_tokens=1",
+        "best", "trainer.max_steps=150", "eval_every=15", "optim.lr=1e-2", "task.label_smoothing=0",
+        "monitor=val/loss", "datamodule.generate_rows=0", f"data.val={path}", f"data.test={path}",
+        "task.max_new_tokens=1",
     )  # fmt: skip
-    assert values["best/val/loss"] < values["val/loss"]
+    assert values["best/val/loss"] < values["val/loss"] - 0.1
     assert values["test/loss"] == pytest.approx(values["best/val/loss"], rel=1e-5)
 
 
@@ -128,7 +130,7 @@ def test_law_9_chinese_texts_equal_to_their_references_score_full_marks(written:
     written("zh", "trainer.max_steps=1", "datamodule.generate_rows=0", "monitor=val/loss")
     task: Any = load(str(tmp_path / "zh"))
     texts = ["汤姆告诉玛丽他有很多钱。", "你能告诉我这是什么吗？"]
-    assert task.languages == ["any", "zh"]  # as the rows told
+    assert task.languages == ["latin", "zh"]  # as the rows told
     assert task.compare(texts, [[text] for text in texts]) == {"bleu": pytest.approx(100), "chrf": pytest.approx(100)}
     assert task.compare(texts[::-1], [[text] for text in texts])["bleu"] < 20
     answers = [Answer(row, "x", text, [text], True) for row, text in enumerate(texts)]

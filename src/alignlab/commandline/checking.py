@@ -201,9 +201,10 @@ def _check_argument(where: str, name: str, value: object, arguments: Signature, 
 def _choice_with(group: str, name: str) -> str | None:
     """`data=files has train`, where another choice of the group takes such an argument."""
     tree = Tree(conf_folder())
-    for choice in tree.groups[group].choices if group in tree.groups else ():
-        file = tree.file(group, choice)
-        target = next((option.value for option in tree.read(file) if option.name == "_target_"), "") if file else ""
+    choices = tree.groups[group].choices if group in tree.groups else ()
+    read = {choice: list(tree.read(file)) for choice in choices if (file := tree.file(group, choice)) is not None}
+    for choice in sorted(read, key=lambda choice: len(read[choice])):  # those that set least are for anything
+        target = next((option.value for option in read[choice] if option.name == "_target_"), "")
         definition = locate(target) if target else None
         arguments = signature(definition) if definition else None
         if arguments is not None and (found := closest(name, arguments.arguments)):
