@@ -126,6 +126,25 @@ class ResponseBatch(NamedTuple):
     tokens: int
 
 
+class PairBatch(NamedTuple):
+    """Prompts with two answers, padded on the right: sequence b has the better answer of row b, B + b the other one.
+
+    `targets` are the tokens of the answer. Of rows whose answers are judged one by one, the first is `desirable` or
+    not, and the second is the answer to another prompt. Where rows are only scored there are B sequences. `margins`
+    say by how much the better answer is better, 0 where it is not known. `rows`, `counts` and `tokens` as in
+    LabelBatch.
+    """
+
+    ids: Tensor  # (2B, T)
+    targets: Tensor  # (2B, T)
+    lengths: Tensor  # (2B,)
+    margins: Tensor  # (B,)
+    desirable: Tensor  # (B,) bool
+    rows: list[int]
+    counts: dict[str, float]
+    tokens: int
+
+
 class PromptBatch(NamedTuple):
     """Prompts to be answered by draws and rewarded: in training, all of this rank's in the whole optimizer step.
 

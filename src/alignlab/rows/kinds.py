@@ -45,7 +45,10 @@ SHAPES: dict[Kind, tuple[Shape, ...]] = {
         Shape(("question",), ("answer",), ("context",)),
     ),
     "chat": (Shape(("messages",)), Shape(("instruction",), ("output",), ("input",))),
-    "pairs": (Shape(("prompt", "chosen", "rejected")),),
+    "pairs": (
+        Shape(("prompt", "chosen"), ("rejected",), ("margin",)),
+        Shape(("prompt", "completion"), ("desirable",)),  # answers one by one, each good or bad
+    ),
     "prompts": (Shape(("prompt",), ("reference",)),),
 }
 
@@ -80,9 +83,7 @@ def canonical(raw: Mapping[Any, Any], kind: Kind, *, columns: Mapping[str, str |
     row = {name: _CHECKS[name](name, present[name], present) for name in wanted if name in present}
     if kind == "chat":
         return _as_messages(row, targets)
-    if kind == "pairs" and row["chosen"] == row["rejected"]:
-        raise BadRow("rejected", "is the same as chosen; expected two answers of which one is better")
-    return row
+    return _as_pair(row, present) if kind == "pairs" else row
 
 
 def group_key(row: Mapping[str, Any]) -> str:
@@ -216,6 +217,36 @@ def _as_messages(row: dict, targets: bool) -> dict:
     return {"messages": messages}
 
 
+def _as_pair(row: dict, present: Mapping) -> dict:
+    """The prompt with its earlier turns, where it has some; answers that differ."""
+    if "rejected" in row and row["chosen"] == row["rejected"]:
+        raise BadRow("rejected", "is the same as chosen; expected two answers of which one is better")
+    if isinstance(present["prompt"], list):
+        turns = _messages("prompt", present["prompt"], row)
+        if turns[-1]["role"] == "assistant":
+            raise BadRow("prompt", "ends with words of the assistant; expected what it is asked")
+        row["prompt"] = turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else turns
+    return row
+
+
+def _number(name: str, value: Any, _: Mapping) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise BadRow(name, f"is {value!r}; expected a number") from error
+    if not math.isfinite(number):
+        raise BadRow(name, f"is {number}; expected a finite number")
+    return number
+
+
+def _truth(name: str, value: Any, _: Mapping) -> bool:
+    """true or false, 1 or 0, good or bad, however a text format spells it."""
+    spelled = str(value).strip().lower()
+    if spelled not in ("true", "false", "1", "0", "good", "bad"):
+        raise BadRow(name, f"is {value!r}; expected true or false")
+    return spelled in ("true", "1", "good")
+
+
 def _reference(name: str, value: Any, row: Mapping) -> str:
     return str(value) if isinstance(value, int | float) else _text(name, value, row)
 
@@ -247,4 +278,7 @@ _CHECKS: dict[str, Callable[[str, Any, Mapping], Any]] = dict.fromkeys(COLUMNS, 
     "prompt": _turn,
     "chosen": _turn,
     "rejected": _turn,
+    "completion": _turn,
+    "margin": _number,
+    "desirable": _truth,
 }
