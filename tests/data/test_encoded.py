@@ -74,6 +74,8 @@ def test_padding_of_like_lengths_is_little() -> None:
     order = Order(examples=5000, window=16, seed=0, lengths=lengths)
     assert padding_share(order, lengths, 16) < 0.05
     assert padding_share(Order(examples=5000, window=16, seed=0), lengths, 16) > 0.3
+    many = random.lognormal(3.4, 0.4, 29_000).astype(int) + 2  # large steps need a larger pool
+    assert padding_share(Order(examples=29_000, window=128, seed=0, lengths=many), many, 128) < 0.05
 
 
 @pytest.mark.parametrize(
