@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from captum.attr import LayerIntegratedGradients
 from torch import Tensor
 
 from alignlab.explain import attribution as module
@@ -38,11 +39,10 @@ def test_complete_within_one_percent(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3", "mistral"])
 def test_captum_agrees(name: str) -> None:
-    captum = pytest.importorskip("captum.attr")
     model = noisy(ARCHITECTURES[name])
     number = log_odds(model)
     found = attribution(model, IDS, number, baseline=BASELINE)
-    theirs = captum.LayerIntegratedGradients(lambda ids: number(model(ids)), model.embed)
+    theirs = LayerIntegratedGradients(lambda ids: number(model(ids)), model.embed)
     each = theirs.attribute(IDS, BASELINE, n_steps=400, internal_batch_size=50, method="gausslegendre")
     expected = each.sum(dim=-1)[0].double()
     assert (found.tokens - expected).abs().max() < 0.01 * expected.abs().max()
