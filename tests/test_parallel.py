@@ -28,6 +28,26 @@ def test_two_ranks_are_one_process(strategy: str, tmp_path: Path, corpus: Path) 
     assert len(parts["rng"]) == 2
 
 
+def test_two_ranks_prefer_what_one_process_prefers(tmp_path: Path) -> None:
+    dpo = (
+        "task=dpo", "data=files", "data.train=pairs.jsonl", *TINY, *SGD, "optim.lr=0.1", "trainer.max_steps=3",
+        "datamodule.max_length=24", "datamodule.style=plain", "trainer.gradient_clip_val=null", "eval_every=3",
+    )  # fmt: skip
+    rows = [{"prompt": f"{n}?", "chosen": "A" * (1 + n % 4), "rejected": "b" * (1 + n % 3)} for n in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    one = train(*dpo, "datamodule.batch_size=8", "hydra.run.dir=one", folder=tmp_path)
+    assert one.returncode == 0, one.stderr
+    two = train(
+        *dpo, "datamodule.batch_size=4", "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=two", folder=tmp_path
+    )
+    assert two.returncode == 0, two.stderr
+    whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("one", "two"))
+    assert largest_difference(whole["state_dict"], parts["state_dict"]) < 1e-6
+    values = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert values[0]["val/margin"] == pytest.approx(values[1]["val/margin"], abs=1e-5)
+    assert values[0]["val/kl"] > 1e-6
+
+
 def test_two_ranks_draw_what_one_process_draws(tmp_path: Path) -> None:
     grpo = (
         "task=grpo", "data=files", "data.train=prompts.jsonl", *TINY, *SGD, "task.samples=4", "task.max_new_tokens=6",

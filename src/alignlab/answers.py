@@ -15,7 +15,7 @@ from hydra.utils import get_class, instantiate
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab.build import data_of, load_weights, node, task_of
+from alignlab.build import data_of, load_weights, node, reference_of, task_of
 from alignlab.callbacks.predictions import Predictions, lines
 from alignlab.data.module import TextData
 from alignlab.models.gpt import GPT
@@ -87,6 +87,8 @@ def measure(place: str, overrides: Sequence[str], *, output: Path | None = None)
         rows = instantiate(settings.data, _convert_="all")
         data = data_of(settings, rows, start.tokenizer, start.config.context, **start.found)
         task = task_of(start, model)
+        if task.needs_reference:
+            task.reference = (reference_of(settings, model, resumes=True),)
     if data.examples("test") is None:
         raise ValueError(f"there is no test split; add data=files data.test=PATH to alignlab test {place}")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the devices that it did not find
