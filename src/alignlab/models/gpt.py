@@ -10,10 +10,12 @@ It knows nothing of text, losses, tasks or optimizers.
 # Dh head width, F feed-forward units, V vocabulary
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from alignlab.models.cache import KVCache
@@ -106,6 +108,22 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
+class SquaredReLU(torch.autograd.Function):
+    """relu(x)^2, whose gradient 2 relu(x) takes two passes over memory instead of torch's four."""
+
+    @staticmethod
+    def forward(ctx: Any, units: Tensor) -> Tensor:
+        positive = F.relu(units)
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (gradient * positive).mul_(2)
+
+
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020), GELU, or squared ReLU (So et al. 2021)."""
 
@@ -122,7 +140,7 @@ class FeedForward(nn.Module):
         if self.gate is not None:
             return self.down(F.silu(self.gate(hidden)) * units)
         if self.activation == "relu2":
-            return self.down(F.relu(units).square())
+            return self.down(SquaredReLU.apply(units))
         return self.down(F.gelu(units, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
 
 
