@@ -33,7 +33,8 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
     layers, width = options.layers, options.width
     overrides = [
         "task=grpo", "data=arithmetic", "tokenizer=bytes", f"model.layers={layers}", f"model.width={width}",
-        "model.heads=4", "model.context=256", f"task.samples={options.samples}", f"task.max_new_tokens={options.tokens}",
+        "model.heads=4", "model.context=256", f"task.samples={options.samples}",
+        f"task.max_new_tokens={options.tokens}",
         f"datamodule.batch_size={options.prompts}", f"trainer.max_steps={options.steps}", "optim.lr=1e-5",
         "trainer.precision=32-true", "trainer.limit_val_batches=0", "test=false", "callbacks=none", "logger=none",
         "task.rewards={length:{_target_:alignlab.rewards.Length}}", f"eval_every={options.steps + 1}",
