@@ -312,3 +312,17 @@ def test_stop_strings_need_a_decoder():
 def test_settings_are_torch_free():
     code = "import sys; from alignlab.generate import Sampling; Sampling(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("family", [LLAMA, GPT2])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_row_that_is_full_may_stay_beside_others_that_go_on(family, hooked):
+    model = tiny(**family)
+    if hooked:  # takes the modules' path
+        model.blocks[0].register_forward_hook(lambda *_: None)
+    # the first fills the context after 4 tokens, and one in nine finished rows does not make the batch smaller
+    prompts = [[7] * 44, *([3 + row, 9] for row in range(8))]
+    written = generate(model, prompts, Sampling(max_new_tokens=12, temperature=0), eos_ids=[VOCABULARY + 1], pad_id=PAD)
+    assert len(written[0].ids) == 4
+    for prompt, one in zip(prompts[1:], written[1:], strict=True):
+        assert one.ids == naive_greedy(model, prompt, 12)[: len(one.ids)]

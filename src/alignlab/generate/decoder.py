@@ -111,7 +111,9 @@ class Decoder:
         return weight, torch.cat(biases) if biases else None
 
     def _step(self, ids: Tensor) -> Tensor:
-        cache, place = self.cache, self.cache.next_position if self.cache.padded else self.cache.length
+        cache = self.cache
+        # rows that are finished, and still in the batch, may have run out of positions
+        place = cache.next_position.clamp(max=self.config.context - 1) if cache.padded else cache.length
         hidden = F.embedding(ids, self.embed)  # (B, D)
         if self.positions is not None:
             hidden = hidden + self.positions.weight[place]

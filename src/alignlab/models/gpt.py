@@ -254,7 +254,10 @@ class GPT(nn.Module):
         """Each token's place in its own document: (T,) where all rows agree, else (B, T)."""
         index = torch.arange(ids.shape[1], device=ids.device)
         if cache is not None and cache.length > 0:
-            return cache.next_position[:, None] + index if cache.padded else index + cache.length
+            if not cache.padded:
+                return index + cache.length
+            # rows that are finished, and still in the batch, may have run out of positions
+            return (cache.next_position[:, None] + index).clamp(max=self.config.context - 1)
         if documents is None:
             return index
         is_new = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
