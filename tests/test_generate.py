@@ -320,9 +320,11 @@ def test_a_row_that_is_full_may_stay_beside_others_that_go_on(family, hooked):
     model = tiny(**family)
     if hooked:  # takes the modules' path
         model.blocks[0].register_forward_hook(lambda *_: None)
-    # the first fills the context after 4 tokens, and one in nine finished rows does not make the batch smaller
-    prompts = [[7] * 44, *([3 + row, 9] for row in range(8))]
-    written = generate(model, prompts, Sampling(max_new_tokens=12, temperature=0), eos_ids=[VOCABULARY + 1], pad_id=PAD)
-    assert len(written[0].ids) == 4
+    # the first fills the context after 12 tokens, and one in nine finished rows does not make the batch smaller
+    prompts = [[7] * 36, *([3 + row, 9] for row in range(8))]
+    written = generate(model, prompts, Sampling(max_new_tokens=30, temperature=0), eos_ids=[VOCABULARY + 1], pad_id=PAD)
+    assert len(written[0].ids) == 12
     for prompt, one in zip(prompts[1:], written[1:], strict=True):
-        assert one.ids == naive_greedy(model, prompt, 12)[: len(one.ids)]
+        assert len(one.ids) == 30
+        expected = naive_greedy(model, prompt, 12)  # ends at EOS
+        assert one.ids[: len(expected)] == expected
