@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from omegaconf import OmegaConf
 
 from alignlab import checkpoint as files
-from alignlab.stages import stage_overrides
+from alignlab.stages import stage_overrides, started_from
 from tests.conftest import TINY, composed, train
 
 
@@ -40,3 +41,14 @@ def test_the_command_line_wins_over_the_stage_and_the_start_over_both() -> None:
     assert told.index("++optim.lr=0.1") < told.index("++optim.lr=0.3")
     assert told[-1] == "init_from=runs/a b" or told[-1] == "init_from='runs/a b'"
     assert "stages=x" not in told
+
+
+def test_a_recipe_may_branch() -> None:
+    stages = OmegaConf.create([{"task": "pretrain"}, {"task": "chat"}, {"task": "chat", "after": 0}, {"after": 3}])
+    assert started_from(stages[0], 0, [], None) is None
+    assert started_from(stages[0], 0, [], "run") == "run"
+    assert started_from(stages[1], 1, ["a"], "run") == "a"
+    assert started_from(stages[2], 2, ["a", "b"], "run") == "a"
+    with pytest.raises(ValueError, match=r"stages.3.after is 3; expected the number of an earlier stage, below 3"):
+        started_from(stages[3], 3, ["a", "b", "c"], None)
+    assert "after=0" not in stage_overrides(composed("init_from=null"), stages[2], [], "a")

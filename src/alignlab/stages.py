@@ -1,5 +1,7 @@
 """Recipes of several stages: each a run of its own in RUN/stages/N-task/, started from the one before.
 
+A stage with `after: N` starts from stage N instead, so that a recipe may branch.
+
 A stage is a child process with a frozen configuration. A recipe that was stopped goes on with the stage it was in.
 """
 
@@ -26,9 +28,10 @@ OF_THE_RECIPE = ("hydra.", "resume", "stages", "experiment", "init_from")
 
 def run_stages(config: DictConfig, folder: Path, command_line: list[str]) -> None:
     """Runs every stage that is not done; exits with the code of one that fails."""
-    before: str | None = config.init_from
+    places: list[str] = []
     done: dict[str, Any] = {}
     for number, stage in enumerate(config.stages):
+        before = started_from(stage, number, places, config.init_from)
         task = str(stage.get("task", "pretrain"))
         place = folder / "stages" / f"{number}-{task}"
         if not (place / ".hydra" / "config.yaml").is_file():
@@ -41,9 +44,20 @@ def run_stages(config: DictConfig, folder: Path, command_line: list[str]) -> Non
             raise SystemExit(code)
         values = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
         done |= {f"stage/{number}/{name}": value for name, value in values.items()}
-        before = str(place)
-    take_over(folder, Path(before or ""), done)
+        places.append(str(place))
+    take_over(folder, Path(places[-1]), done)
     show_stages(done, [str(stage.get("task", "pretrain")) for stage in config.stages])
+
+
+def started_from(stage: DictConfig, number: int, places: list[str], init_from: str | None) -> str | None:
+    """Where a stage starts: from the one before, from the stage that its `after` numbers, the first from `init_from`.
+
+    Raises ValueError for a stage that is not done by then.
+    """
+    after = stage.get("after", number - 1)
+    if not isinstance(after, int) or not -1 <= after < number:
+        raise ValueError(f"stages.{number}.after is {after!r}; expected the number of an earlier stage, below {number}")
+    return places[after] if after >= 0 else init_from
 
 
 def stage_overrides(config: DictConfig, stage: DictConfig, command_line: list[str], before: str | None) -> list[str]:
@@ -51,6 +65,8 @@ def stage_overrides(config: DictConfig, stage: DictConfig, command_line: list[st
     experiment = [o for o in command_line if o.startswith("experiment=")]
     own = []
     for key, value in OmegaConf.to_container(stage, resolve=False).items():  # type: ignore[union-attr]
+        if key == "after":
+            continue
         text = legal(value) if isinstance(value, str) else json.dumps(value)
         own.append(f"++{key!s}={text}" if "." in str(key) else f"{key!s}={text}")
     typed = [o for o in command_line if not o.lstrip("+").startswith(OF_THE_RECIPE)]
