@@ -69,6 +69,15 @@ def test_answers_are_spans_of_contexts_with_several_lines() -> None:
         assert [row["context"][a["answer_start"] - 1] for a in row["answers"]] == [" ", "="]
 
 
+def test_copies_are_the_same_lines_in_other_orders_for_training_alone() -> None:
+    once, thrice = of(PyDocsQA(copies=0)), of(PyDocsQA(copies=2))
+    assert [once[split] for split in ("val", "test")] == [thrice[split] for split in ("val", "test")]
+    lines, orders = ([kind(row["context"].split("\n")) for row in thrice["train"]] for kind in (frozenset, tuple))
+    assert set(lines) == {frozenset(row["context"].split("\n")) for row in once["train"]}
+    assert len(set(orders)) > 2 * len(set(lines))
+    assert len(thrice["train"]) > 2 * len(once["train"])
+
+
 def test_modules_stay_on_one_side() -> None:
     for source in (PyDocsQA(), PyDocsChat(), PyDocsSummaries(), PyDocsPairs()):
         sides: dict[str, set[str]] = {}

@@ -14,7 +14,7 @@ from alignlab.rows.docstrings import Definition, Entry, definitions, sentences
 from alignlab.rows.embedded import Embedded, number_of
 from alignlab.rows.installed import PACKAGES
 from alignlab.rows.kinds import Kind
-from alignlab.types import BelowOne, PositiveInt
+from alignlab.types import BelowOne, NonNegativeInt, PositiveInt
 
 _LONGEST, _LONGEST_TEXT = 560, 150  # characters of a context, and of a description in it
 _LEAST_LINES = 3
@@ -76,17 +76,20 @@ class Asked(NamedTuple):
 class PyDocsQA(Embedded):
     """Rows {"context", "question", "answers"}; at most `questions` on a context, `most` in all.
 
-    `unanswerable` is the share of questions on a parameter that the context does not have; their answers are empty.
+    Every training context comes `copies` times more, its parameters in other orders and asked about in other words, so
+    that where a line stands tells nothing. `unanswerable` is the share of questions on a parameter that the context
+    does not have; their answers are empty.
     """
 
     questions: PositiveInt = 4
-    most: PositiveInt = 16000
+    most: PositiveInt = 100_000
+    copies: NonNegativeInt = 3
     unanswerable: BelowOne = 0.0
 
     name: ClassVar[str] = "pydocs_qa"
     kind: ClassVar[Kind] = "span"
     packages: ClassVar[tuple[str, ...]] = PACKAGES
-    rules: ClassVar[int] = 1
+    rules: ClassVar[int] = 2
 
     def made(self) -> Iterator[tuple[str, dict]]:
         """The rows of all modules, in an order that has nothing to do with modules."""
@@ -104,25 +107,38 @@ class PyDocsQA(Embedded):
         chosen = _chosen(definition)
         if len(chosen) < _LEAST_LINES:
             return
-        head = f"{definition.name}({definition.signature})\n{definition.summary}\n"
+        fresh = {line.text for line in chosen} - known
+        known |= fresh
+        copies = self.copies if self._side(definition.module) == "train" else 0
+        for copy in range(copies + 1):
+            yield from self._copy(definition, chosen if copy == 0 else _shuffled(chosen, copy), fresh, copy)
+
+    def _copy(self, definition: Definition, lines: list[Line], fresh: set[str], copy: int) -> Iterator[dict]:
+        """Questions on a context of `lines`, about those that are `fresh`."""
+        context = f"{definition.name}({definition.signature})\n{definition.summary}\n"
         candidates: list[tuple[Line, int, Asked]] = []
-        at = len(head)
-        for line in chosen:
-            if line.text not in known:
-                candidates += [(line, at, asked) for asked in _questions(line)]
-            known.add(line.text)
-            at += len(line.text) + 1
-        context = head + "\n".join(line.text for line in chosen)
-        candidates.sort(key=lambda one: number_of(f"{definition.module} {definition.name} {one[0].text} {one[2].form}"))
+        for line in lines:
+            if line.text in fresh:
+                candidates += [(line, len(context), asked) for asked in _questions(line)]
+            context += f"{line.text}\n"
+        where = f"{copy or ''}{definition.module} {definition.name}"
+        candidates.sort(key=lambda one: number_of(f"{where} {one[0].text} {one[2].form}"))
         forms: list[str] = []
         for line, start, asked in candidates:
             if len(forms) < self.questions and forms.count(asked.form) < 2:
                 forms.append(asked.form)
                 yield {
-                    "context": context,
-                    "question": _worded(asked, line.entry.name, definition),
+                    "context": context.rstrip("\n"),
+                    "question": _worded(asked, line.entry.name, definition.name, where),
                     "answers": _answers(asked, start, line.entry.name, definition),
                 }
+
+
+def _shuffled(lines: list[Line], copy: int) -> list[Line]:
+    """The parameters in an order of their own; results and errors stay behind them."""
+    parameters = [line for line in lines if line.entry.section == "parameters"]
+    parameters.sort(key=lambda line: number_of(f"{copy} {line.text}"))
+    return [*parameters, *(line for line in lines if line.entry.section != "parameters")]
 
 
 def _chosen(definition: Definition) -> list[Line]:
@@ -197,10 +213,10 @@ def _words(text: str, name: str) -> str:
     return " ".join(found).lower() if len(found) >= 2 and not is_told else ""
 
 
-def _worded(asked: Asked, name: str, definition: Definition) -> str:
+def _worded(asked: Asked, name: str, owner: str, where: str) -> str:
     wordings = WORDINGS[asked.form]
-    chosen = wordings[number_of(f"wording {definition.module} {definition.name} {name} {asked.form}") % len(wordings)]
-    return chosen.format(name=name, owner=definition.name.rpartition(".")[2], words=asked.words)
+    chosen = wordings[number_of(f"wording {where} {name} {asked.form}") % len(wordings)]
+    return chosen.format(name=name, owner=owner.rpartition(".")[2], words=asked.words)
 
 
 def _answers(asked: Asked, start: int, name: str, definition: Definition) -> list[dict]:
