@@ -111,6 +111,13 @@ def test_fresh_loss_is_that_of_a_uniform_guess(tiny_run: Run) -> None:
     assert values["val/loss"] == pytest.approx(math.log(260), rel=0.02)
 
 
+def test_the_start_is_measured_where_asked(tiny_run: Run, tmp_path: Path) -> None:
+    values = tiny_run("first", "eval_first=true", "trainer.max_steps=3")
+    assert values["start/val/loss"] == pytest.approx(math.log(260), rel=0.02)
+    tiny_run("plain", "trainer.max_steps=3")
+    assert_equal(weights(tmp_path / "first"), weights(tmp_path / "plain"))
+
+
 def test_training_learns_the_corpus(tiny_run: Run) -> None:
     values = tiny_run("learn", "optim.lr=1e-2", "trainer.max_steps=60")
     assert values["val/loss"] < 2.5

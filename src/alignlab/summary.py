@@ -16,12 +16,16 @@ def show_summary(folder: Path, values: dict[str, float | int | str], *, kind: st
     console = Console(stderr=True)
     table = Table(title="Results", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("metric")
+    has_start = any(name.startswith("start/") for name in values)
+    if has_start:
+        table.add_column("before", justify="right")
     table.add_column("last", justify="right")
     table.add_column(f"best (step {values.get('best/step', '-')})", justify="right")
     for name, value in sorted(values.items()):
         if name.startswith(("val/", "test/")):
             best = values.get(f"best/{name}", "" if name.startswith("val/") else value)
-            table.add_row(name, _text(value) if name.startswith("val/") else "", _text(best))
+            before = [_text(values.get(f"start/{name}", ""))] if has_start else []
+            table.add_row(name, *before, _text(value) if name.startswith("val/") else "", _text(best))
     console.print(table)
     seconds = float(values.get("train/seconds", math.nan))
     speed = float(values.get("train/tokens_per_second", math.nan))
@@ -41,7 +45,7 @@ def show_summary(folder: Path, values: dict[str, float | int | str], *, kind: st
 
 
 def show_stages(values: dict[str, float | int | str], tasks: list[str]) -> None:
-    """Prints what each stage of a recipe reached: its metrics on the best weights, a column a stage."""
+    """Prints what each stage of a recipe changed: its metrics before it, where measured, and on its best weights."""
     console = Console(stderr=True)
     table = Table(title="Stages", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("metric")
@@ -51,10 +55,13 @@ def show_stages(values: dict[str, float | int | str], tasks: list[str]) -> None:
         start = f"stage/{number}/"
         columns.append({name.removeprefix(start): value for name, value in values.items() if name.startswith(start)})
     names = {name.removeprefix("best/") for column in columns for name in column if name.startswith("best/val/")}
-    names |= {name for column in columns for name in column if name.startswith("test/")}
-    for name in [*sorted(names), "train/seconds"]:
-        cells = [column.get(f"best/{name}" if name.startswith("val/") else name, "") for column in columns]
-        table.add_row(name, *map(_text, cells))
+    for name in sorted(name for name in names if name.count("/") == 1):  # not each part of a metric
+        cells = []
+        for column in columns:
+            before, best = (_text(column[key]) if key in column else "" for key in (f"start/{name}", f"best/{name}"))
+            cells.append(f"{before} > {best}" if before else best)
+        table.add_row(name, *cells)
+    table.add_row("train/seconds", *(f"{float(column['train/seconds']):.0f}" for column in columns))
     console.print(table)
 
 

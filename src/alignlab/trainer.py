@@ -96,7 +96,11 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
     training_log = TrainingLog(
         every=config.trainer.get("log_every_n_steps") or 50, stopwatch=stopwatch, row_tokens=_row_tokens(parts)
     )
-    all_of_them: list[Callback] = [training_log, record, Rhythm(every=every, seconds=seconds, checkpoints=checkpoints)]
+    all_of_them: list[Callback] = [
+        training_log,
+        record,
+        Rhythm(every=every, seconds=seconds, checkpoints=checkpoints, is_first_measured=config.eval_first),
+    ]
     all_of_them += [instantiate(extra, _convert_="all") for extra in (config.callbacks or {}).values()]
     if config.ema is not None:
         all_of_them.insert(0, EMAWeightAveraging(decay=config.ema))

@@ -41,6 +41,8 @@ class Record(Callback):
             known = ", ".join(sorted(results))
             raise ValueError(f"monitor is {self.monitor!r}, which this task does not measure; accepted: {known}")
         self.values |= results
+        if trainer.global_step == 0:
+            self.values |= {f"start/{name}": value for name, value in results.items()}
         self.validated_step = trainer.global_step
         self.is_improved = self._is_better(results[self.monitor])
         if self.is_improved:

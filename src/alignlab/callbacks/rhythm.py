@@ -29,10 +29,16 @@ class Stopped(Exception):
 
 
 class Rhythm(Callback):
-    """Validates every `every` optimizer steps and after the last; stops on SIGTERM, Ctrl-C or after `seconds`."""
+    """Validates every `every` optimizer steps and after the last; stops on SIGTERM, Ctrl-C or after `seconds`.
 
-    def __init__(self, *, every: int, seconds: float | None, checkpoints: Checkpoints) -> None:
+    With `is_first_measured` it validates before the first step too.
+    """
+
+    def __init__(
+        self, *, every: int, seconds: float | None, checkpoints: Checkpoints, is_first_measured: bool = False
+    ) -> None:
         self.every = every
+        self.is_first_measured = is_first_measured
         self.seconds = seconds
         self.checkpoints = checkpoints
         self.received: int | None = None
@@ -49,10 +55,11 @@ class Rhythm(Callback):
             self.group = torch.distributed.new_group(backend="gloo")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validates first where the run was stopped between a step and the validation that was due after it."""
+        """Validates where it is asked for, or the run was stopped between a step and the validation due after it."""
         trainer.val_check_batch = NEVER
         step = trainer.global_step
-        if step > 0 and self._is_due(trainer) and self.checkpoints.record.validated_step != step:
+        is_due = self._is_due(trainer) if step > 0 else self.is_first_measured
+        if is_due and self.checkpoints.record.validated_step != step:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True

@@ -13,6 +13,7 @@ class Options:
     seed: NonNegativeInt
     compile: bool
     eval_every: PositiveInt | None  # optimizer steps
+    eval_first: bool
     checkpoint_every: PositiveInt | None  # optimizer steps
     patience: PositiveInt | None  # validations
     monitor: str | None
