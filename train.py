@@ -5,10 +5,13 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.commandline import check, guard, prepare, trusted
 from alignlab.folders import assign_folder, resumed
+from alignlab.sweep.conduct import conduct, is_sweep
+from alignlab.sweep.job import attempt
 
 CONF = Path(__file__).parent / "conf"
 
@@ -19,6 +22,8 @@ def job(config: DictConfig) -> float | None:
     with guard():
         runtime = HydraConfig.get()
         overrides = [str(o) for o in OmegaConf.to_container(runtime.overrides.task, resolve=False) or ()]
+        if runtime.mode == RunMode.MULTIRUN:
+            return attempt(config, Path(runtime.runtime.output_dir), overrides)
         check(config, trusted(overrides))
         from alignlab.launch import train  # after the checks: this imports torch
 
@@ -37,7 +42,10 @@ def main() -> None:
             train(config, folder, overrides)
             return
         sys.argv[1:] = assign_folder(arguments, CONF)
-        job()
+        if is_sweep(arguments):
+            conduct(job, sys.argv[1:])
+        else:
+            job()
 
 
 if __name__ == "__main__":

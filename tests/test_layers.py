@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "memory": set(),
     "text": set(),
     "optim": set(),
-    "metrics": set(),
+    "metrics": {"directions"},
     "checkpoint": set(),
     "generate": {"models"},
     "data": {"text", "batch"},

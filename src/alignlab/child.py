@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab.errors import guard
+from alignlab.errors import guard, record
 
 
 def main(folder: Path) -> None:
@@ -17,7 +17,11 @@ def main(folder: Path) -> None:
         configure_logging(folder)
         config = OmegaConf.load(folder / ".hydra" / "config.yaml")
         assert isinstance(config, DictConfig)
-        execute_until_stopped(config, folder)
+        try:
+            execute_until_stopped(config, folder)
+        except Exception as error:  # whoever started this process reads there why it failed
+            record(error, folder)
+            raise
 
 
 if __name__ == "__main__":

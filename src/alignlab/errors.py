@@ -9,7 +9,9 @@ import contextlib
 import difflib
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 LINES, COLUMNS = 3, 200  # what a person reads of an error in a terminal
@@ -68,6 +70,26 @@ def guard() -> Iterator[None]:
         if message is None:
             raise
         fail(message)
+
+
+def one_line(error: Exception) -> str:
+    """The first line of what a user is told; of a defect its type and text."""
+    return (shorten(_explained(error) or f"{type(error).__name__}: {error}") or [type(error).__name__])[0]
+
+
+def record(error: Exception, folder: Path) -> None:
+    """Appends `error` to the run.log of `folder`, a defect with its traceback; the last line is the short form."""
+    told = _explained(error)
+    text = "".join(traceback.format_exception(error)) if told is None else f"{told}\n"
+    with open(folder / "run.log", "a", encoding="utf-8") as file:
+        file.write(f"{text}error: {one_line(error)}\n")
+
+
+def last_error(folder: Path) -> str | None:
+    """What `record` wrote last in the run.log of `folder`."""
+    path = folder / "run.log"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), None)
 
 
 def _explained(error: Exception) -> str | None:

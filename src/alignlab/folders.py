@@ -7,7 +7,9 @@ from pathlib import Path
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from alignlab.commandline.quoting import quote
 from alignlab.errors import UserError, mistaken
 
 MARKS = (".hydra/config.yaml", "metrics.json", "checkpoints")
@@ -26,8 +28,14 @@ def assign_folder(arguments: list[str], conf: Path) -> list[str]:
     given = [
         argument.split("=", 1)[1].strip("'\"") for argument in arguments if argument.lstrip("+").startswith(f"{key}=")
     ]
+    if given and is_sweep:
+        folder = resolved(given[-1])
+        goes_on = (folder / "multirun.yaml").is_file()
+        # Hydra would write over the jobs' configurations before anyone compares them
+        others = [argument for argument in arguments if not argument.lstrip("+").startswith(f"{key}=")]
+        return [*others, f"{key}={quote(str(folder))}", *(["hydra.output_subdir=null"] if goes_on else [])]
     if given:
-        if not is_sweep and holds_run(Path(given[-1])):
+        if holds_run(Path(given[-1])):
             raise UserError(f"{key} is {given[-1]}, which holds a run already\nchoose another, or resume={given[-1]}")
         return arguments
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
@@ -35,6 +43,19 @@ def assign_folder(arguments: list[str], conf: Path) -> list[str]:
         return [*arguments, f"{key}=runs/.ranks", "hydra.output_subdir=null"]
     name = f"sweep-{stamp()}" if is_sweep else stamp()
     return [*arguments, f"{key}={claim(Path('runs') / chosen_task(arguments, conf) / name).as_posix()}"]
+
+
+def resolved(name: str) -> Path:
+    """The folder that `name` means, which may hold `${now:...}`: once for the sweep, not once for each job."""
+    from hydra.core.utils import setup_globals
+
+    setup_globals()
+    try:
+        return Path(str(OmegaConf.create({"folder": name}).folder))
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"hydra.sweep.dir is {name}; expected a path, in which only ${{now:...}} is replaced"
+        ) from error
 
 
 def release(folder: Path) -> None:

@@ -27,6 +27,8 @@ def configure_logging(folder: Path) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
+        if isinstance(handler, logging.FileHandler):
+            handler.close()  # a sweep goes through many run.logs
     root.setLevel(logging.INFO if is_first else logging.ERROR)
     root.addHandler(_terminal())
     if is_first:
