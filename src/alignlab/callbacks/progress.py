@@ -67,7 +67,7 @@ class ProgressLine(Callback):
         """One line with the results."""
         if not trainer.is_global_zero or trainer.state.fn != "fit":
             return
-        latest = {"train/loss": self.training_log.latest.get("train/loss", math.nan)}
+        latest = {name: v for name, v in self.training_log.latest.items() if name == "train/loss"}
         measured = trainer.callback_metrics.items()
         # those of single classes, such as val/f1/Sports, stand in the logger and in metrics.json
         latest |= {name: float(v) for name, v in measured if name.startswith("val/") and name.count("/") == 1}
@@ -83,7 +83,7 @@ class ProgressLine(Callback):
         self._close()
 
     def _elapsed(self) -> float:
-        return time.monotonic() - self.started
+        return time.monotonic() - self.started if self.started else 0.0
 
     def _close(self) -> None:
         if self.bar is not None:
