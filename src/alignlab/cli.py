@@ -10,6 +10,7 @@ from alignlab.errors import guard
 PREDICT = "Answer each row of a file with a trained model."
 EXPLAIN = "Show what a model makes of one text: one page, offline, with loss, next tokens, layers and attention."
 TEST = "Measure a trained model, or one that never was, on a test split; options as for train.py."
+REPORT = "Rank runs, with means over seeds and the best of each task; writes report.csv, report.png and curves.png."
 EXPORT = "Write a trained model for others; a run with tuning=lora as an adapter unless --merge."
 
 
@@ -82,6 +83,10 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--max-tokens", type=int, default=256, help="tokens read at most (default: %(default)s)")
     verb.add_argument("--device", default=None, help="cpu, cuda ... (default: cuda where there is one)")
     verb.set_defaults(act=explain)
+    verb = verbs.add_parser("report", help="runs side by side", description=REPORT)
+    verb.add_argument("folders", metavar="DIR", nargs="+", help="a sweep, runs/TASK, runs: whatever holds runs")
+    verb.add_argument("--output", default=None, metavar="DIR", help="where the files go (default: the first DIR)")
+    verb.set_defaults(act=report)
     return top
 
 
@@ -108,6 +113,18 @@ def chat(options: argparse.Namespace) -> None:
     sampling = Sampling(**{name: getattr(options, name) for name in names})
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     hold(options.model, device=device, sampling=sampling, system=options.system)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Prints the tables, and which files were written."""
+    from pathlib import Path
+
+    from alignlab.commandline.checking import existing
+    from alignlab.sweep.report import report as write
+
+    folders = [existing("DIR", folder) for folder in options.folders]
+    written = write(folders, Path(options.output) if options.output else None)
+    print("\n" + ", ".join(map(str, written)))
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ Every process that trains comes through here: the command itself, a rank of seve
 as `python -m alignlab.run FOLDER`. It knows nothing of how the configuration was composed.
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     callbacks = make_callbacks(config, folder, parts, {**position, "horizon": horizon})
     trainer = make_trainer(config, folder, callbacks.all, horizon, purge_step=first_step + 1)
     _describe(config, parts, trainer, horizon)
-    if checkpoint is not None and first_step >= horizon and _is_finished(callbacks, checkpoint, folder):
+    is_trained = checkpoint is not None and first_step >= horizon and _is_validated(callbacks, checkpoint)
+    if is_trained and _is_measured(config, parts, folder):
         log.info("nothing left to do: %s has done all %d steps", folder, horizon)
         return dict(callbacks.record.values)
     if config.compile:
@@ -121,7 +123,15 @@ def _describe(config: DictConfig, parts: Parts, trainer: L.Trainer, horizon: int
     )
 
 
-def _is_finished(callbacks: Callbacks, checkpoint: dict[str, Any], folder: Path) -> bool:
+def _is_measured(config: DictConfig, parts: Parts, folder: Path) -> bool:
+    """Whether metrics.json holds what comes after the last step; a run may be killed before that."""
+    path = folder / "metrics.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    tests = config.test and parts.data.examples("test") is not None
+    return "train/seconds" in values and (not tests or any(name.startswith("test/") for name in values))
+
+
+def _is_validated(callbacks: Callbacks, checkpoint: dict[str, Any]) -> bool:
     state = checkpoint["callbacks"].get(callbacks.record.state_key)
     if state is None or state["validated_step"] != checkpoint["position"]["step"]:
         return False

@@ -7,7 +7,7 @@ configuration says.
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from alignlab.directions import lower_is_better
 from alignlab.sweep import outcome
 
 ORDER = ("done", "pruned", "running", "stopped", "unfinished", "failed")
-NOT_SWEPT = ("sweep", "hydra.", "resume", "trust", "seed")  # seeds are told apart where runs are compared, not here
+NOT_SWEPT = ("sweep", "hydra.", "resume", "trust")  # how jobs run, not what they train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,15 @@ class Result:
     def monitor(self) -> str:
         """The metric that chose the best weights."""
         return self._text("monitor") or "val/loss"
+
+    @property
+    def task(self) -> str:
+        """The class of the task."""
+        return self._text("task")
+
+    def named(self, name: str) -> "Result":
+        """The same run under another name."""
+        return replace(self, name=name)
 
     @property
     def value(self) -> float | None:
@@ -115,7 +124,7 @@ def ranked(results: list[Result]) -> list[Result]:
 
 def swept(results: list[Result]) -> list[str]:
     """Options whose values differ, in the order of the command lines."""
-    names = dict.fromkeys(name for one in results for name in one.overrides if not name.startswith(NOT_SWEPT[:-1]))
+    names = dict.fromkeys(name for one in results for name in one.overrides if not name.startswith(NOT_SWEPT))
     return [name for name in names if len({one.option(name) for one in results}) > 1]
 
 
