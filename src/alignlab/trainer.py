@@ -20,6 +20,7 @@ from rich.console import Console
 
 from alignlab import checkpoint as files
 from alignlab.build import Parts, node
+from alignlab.callbacks.agreement import Agreement
 from alignlab.callbacks.checkpoints import Checkpoints
 from alignlab.callbacks.figures import Figures
 from alignlab.callbacks.predictions import Predictions
@@ -97,6 +98,7 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
         every=config.trainer.get("log_every_n_steps") or 50, stopwatch=stopwatch, row_tokens=_row_tokens(parts)
     )
     all_of_them: list[Callback] = [
+        Agreement(settings=OmegaConf.to_container(config, resolve=False)),
         training_log,
         record,
         Rhythm(every=every, seconds=seconds, checkpoints=checkpoints, is_first_measured=config.eval_first),

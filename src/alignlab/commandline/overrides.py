@@ -48,7 +48,10 @@ def prepare(argv: Sequence[str], conf: Path | None = None) -> list[str]:
     foreign = bool({"-cp", "--config-path", "-cn", "--config-name"} & set(flags)) or any(
         override.lstrip("+").startswith("hydra.searchpath=") for override in overrides
     )
-    return flags + [_prepared(override, None if foreign else tree, multirun) for override in overrides]
+    prepared = [_prepared(override, None if foreign else tree, multirun) for override in overrides]
+    if not multirun and (sweeps := [override for override in overrides if override.startswith("sweep=")]):
+        raise UserError(f"{sweeps[0]} says how a sweep runs\nadd -m to start one")
+    return flags + prepared
 
 
 def _answer(text: str) -> NoReturn:

@@ -32,15 +32,15 @@ def attempt(config: DictConfig, folder: Path, overrides: list[str]) -> float | N
     refuse_others(folder, overrides)
     name = f"job {folder.name}"
     if before is not None and before.status in outcome.ENDED:
-        _say(f"{name}: {before.status} before")
+        say(f"{name}: {before.status} before")
         return metric(config, folder)
-    _say(f"{name}: {' '.join(swept(folder, overrides)) or 'as configured'}")
+    say(f"{name}: {' '.join(swept(folder, overrides)) or 'as configured'}")
     freeze(config, folder, overrides)
     outcome.write(folder, Outcome(status="running"))
     ended = _trained(config, folder, overrides)
     outcome.write(folder, ended)
     if ended.status == "failed":
-        _say(f"{name} failed: {ended.error}; see {folder / 'run.log'}")
+        say(f"{name} failed: {ended.error}; see {folder / 'run.log'}")
     gc.collect()  # the next job needs the memory
     return metric(config, folder)
 
@@ -97,5 +97,6 @@ def metric(config: DictConfig, folder: Path) -> float | None:
     return json.loads(path.read_text(encoding="utf-8")).get(f"best/{config.monitor}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line about the sweep in the terminal."""
     print(text, file=sys.stderr, flush=True)

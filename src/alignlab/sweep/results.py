@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from alignlab.directions import lower_is_better
 from alignlab.sweep import outcome
 
-ORDER = ("done", "pruned", "running", "stopped", "unfinished", "failed")
+ORDER = ("done", "pruned", "running", "stopped", "unfinished", "waiting", "failed")
 NOT_SWEPT = ("sweep", "hydra.", "resume", "trust")  # how jobs run, not what they train
 
 

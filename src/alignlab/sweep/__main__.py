@@ -1,0 +1,34 @@
+"""`python -m alignlab.sweep FOLDER`: the job of a sweep whose configuration is frozen in FOLDER, as a process."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.errors import guard
+from alignlab.sweep.job import attempt
+
+LOOK = 1.0  # seconds
+
+
+def main(folder: Path) -> None:
+    """Trains, and writes down what came of it; stops as after SIGTERM when the process of the sweep is gone."""
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    with guard():
+        config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        assert isinstance(config, DictConfig)
+        attempt(config, folder, [str(one) for one in OmegaConf.load(folder / ".hydra" / "overrides.yaml")])
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
