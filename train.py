@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.commandline import check, guard, prepare, trusted
-from alignlab.folders import assign_folder, resumed
+from alignlab.folders import again, assign_folder, resumed
 from alignlab.sweep.conduct import conduct, is_sweep
 from alignlab.sweep.job import attempt
 
@@ -33,7 +33,7 @@ def job(config: DictConfig) -> float | None:
 def main() -> None:
     """The command line."""
     with guard():
-        arguments = prepare(sys.argv[1:])
+        arguments = again(prepare(sys.argv[1:]))
         if (run := resumed(arguments)) is not None:
             config, folder, overrides = run
             check(config, trusted(overrides))

@@ -9,7 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alignlab.commandline.quoting import quote
+from alignlab.commandline.quoting import legal
 from alignlab.errors import UserError, mistaken
 
 MARKS = (".hydra/config.yaml", "metrics.json", "checkpoints")
@@ -33,7 +33,7 @@ def assign_folder(arguments: list[str], conf: Path) -> list[str]:
         goes_on = (folder / "multirun.yaml").is_file()
         # Hydra would write over the jobs' configurations before anyone compares them
         others = [argument for argument in arguments if not argument.lstrip("+").startswith(f"{key}=")]
-        return [*others, f"{key}={quote(str(folder))}", *(["hydra.output_subdir=null"] if goes_on else [])]
+        return [*others, f"{key}={legal(str(folder))}", *(["hydra.output_subdir=null"] if goes_on else [])]
     if given:
         if holds_run(Path(given[-1])):
             raise UserError(f"{key} is {given[-1]}, which holds a run already\nchoose another, or resume={given[-1]}")
@@ -97,6 +97,26 @@ def resumed(arguments: list[str]) -> tuple[DictConfig, Path, list[str]] | None:
         config.trainer.max_steps = None
     before = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
     return config, folder, [*before, *overrides]
+
+
+def again(arguments: list[str]) -> list[str]:
+    """The command of the sweep that `resume=` names, where it names one; else `arguments` as they are.
+
+    Raises UserError for anything beside it but how the jobs run.
+    """
+    named = [argument for argument in arguments if argument.lstrip("+").startswith("resume=")]
+    folder = Path(named[-1].partition("=")[2].strip("'\"")) if named else Path()
+    if not named or not (folder / "multirun.yaml").is_file():
+        return arguments
+    beside = [argument for argument in arguments if argument not in named]
+    for argument in beside:
+        if not argument.lstrip("+").startswith("sweep."):
+            raise UserError(f"{argument} cannot change when a sweep goes on\naccepted: sweep.jobs and the like")
+    told = OmegaConf.load(folder / "multirun.yaml")
+    task, of_hydra = (list(OmegaConf.select(told, f"hydra.overrides.{part}")) for part in ("task", "hydra"))
+    kept = [one for one in of_hydra if not one.lstrip("+").startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    others = [one for one in kept if not one.startswith("hydra.output_subdir=")]
+    return ["-m", *task, *others, *beside, f"hydra.sweep.dir={legal(str(folder))}"]
 
 
 def _conf() -> Path:

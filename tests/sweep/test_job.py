@@ -9,7 +9,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.errors import UserError
-from alignlab.folders import assign_folder
+from alignlab.folders import again, assign_folder
 from alignlab.sweep import job, outcome
 from alignlab.sweep.outcome import Outcome
 from tests.conftest import ROOT, TINY, train
@@ -71,12 +71,19 @@ def test_a_finished_job_is_not_run_again_and_another_one_is_refused(
 def test_a_sweep_that_goes_on_keeps_its_configurations(tmp_path: Path) -> None:
     arguments = ["-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/${{now:%Y}}"]
     place = tmp_path / time.strftime("%Y")
-    assert assign_folder(arguments, ROOT / "conf") == ["-m", "seed=1,2", f"hydra.sweep.dir='{place}'"]
+    assert assign_folder(arguments, ROOT / "conf") == ["-m", "seed=1,2", f"hydra.sweep.dir={place}"]
     place.mkdir()
     (place / "multirun.yaml").touch()
     assert assign_folder(arguments, ROOT / "conf")[-1] == "hydra.output_subdir=null"
     with pytest.raises(UserError, match="expected a path"):
         assign_folder(["-m", "hydra.sweep.dir=${seed}"], ROOT / "conf")
+    told = {"hydra": {"overrides": {"task": ["seed=1,2", "++a.b=c d"], "hydra": ["hydra.mode=MULTIRUN"]}}}
+    OmegaConf.save(OmegaConf.create(told), place / "multirun.yaml")
+    assert again([f"resume={place}", "++sweep.jobs=3"]) == [
+        "-m", "seed=1,2", "++a.b=c d", "++sweep.jobs=3", f"hydra.sweep.dir={place}",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="seed=3 cannot change when a sweep goes on"):
+        again([f"resume={place}", "seed=3"])
 
 
 def test_a_real_sweep_outlives_a_job_and_goes_on(tmp_path: Path, corpus: Path) -> None:
@@ -99,7 +106,7 @@ def test_a_real_sweep_outlives_a_job_and_goes_on(tmp_path: Path, corpus: Path) -
     outcome.write(sweep / "0", Outcome(status="running"))  # as if it had been killed
     (sweep / "0/metrics.json").unlink()
     kept = os.stat(sweep / "2/metrics.json").st_mtime_ns
-    second = train(*arguments, folder=tmp_path)
+    second = train("resume=sweep", folder=tmp_path)
     assert second.returncode == 1, second.stderr
     assert "job 2: done before" in second.stderr
     assert "going on from" in second.stderr

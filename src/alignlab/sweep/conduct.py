@@ -27,8 +27,7 @@ def conduct(run: Callable[[], object], arguments: list[str]) -> None:
         code = ended.code if isinstance(ended, SystemExit) else 130
         if code in (130, 143):
             conclude(folder)
-            again = " ".join(shlex.quote(one) for one in arguments if not one.startswith("hydra.output_subdir="))
-            print(f"go on with what is missing: python train.py {again}", file=sys.stderr)
+            print(f"go on with what is missing: python train.py resume={shlex.quote(str(folder))}", file=sys.stderr)
         raise SystemExit(code) from None
     if conclude(folder) > 0:
         raise SystemExit(1)
