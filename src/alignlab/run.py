@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from alignlab import checkpoint as files
 from alignlab.build import Parts, build
 from alignlab.callbacks.rhythm import Stopped
+from alignlab.dashboard import compare, lay_out
 from alignlab.memory import keep_freed_memory
 from alignlab.origin import Origin, origin, origin_of
 from alignlab.summary import show_summary
@@ -67,9 +68,12 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             logger.experiment.add_text("config", f"```\n{OmegaConf.to_yaml(config)}```", first_step)
+    if first_step == 0:
+        lay_out(trainer, config.monitor)
     torch.manual_seed(config.seed + 1_000_003 * trainer.global_rank)  # each rank its own dropout
     trainer.fit(parts.task, datamodule=parts.data, ckpt_path=newest)
     _finish(config, parts, trainer, callbacks)
+    compare(trainer, config, command_line or [], callbacks.record.values)
     show_summary(folder, callbacks.record.values, kind=parts.data.kind)
     return dict(callbacks.record.values)
 

@@ -1,0 +1,58 @@
+"""What TensorBoard compares, read back from event files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import metadata
+from tensorboard.util import tensor_util
+
+from alignlab.dashboard import hyperparameters
+from alignlab.sweep import curves
+from tests.conftest import composed
+
+OPTIONS = ("trainer.max_steps=4", "eval_every=2", "logger=tensorboard", "optim.lr=0.01", "optim.weight_decay=0.05")
+
+
+def test_final_metrics_stand_beside_the_options(tiny_run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    values = tiny_run("run", *OPTIONS)
+    (folder,) = {path.parent for path in tmp_path.rglob("events*")}  # one folder is one run in TensorBoard
+    events = EventAccumulator(str(folder)).Reload()
+    content = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
+    told = metadata.parse_session_start_info_plugin_data(content).hparams
+    assert told["optim.lr"].number_value == 0.01
+    assert told["optim.weight_decay"].number_value == 0.05  # named on the command line only
+    assert told["task"].string_value == "Pretraining"
+    assert not any(name.startswith(("eval_every", "logger", "hydra")) for name in told)
+    assert metadata.SESSION_END_INFO_TAG in events.summary_metadata
+    assert metadata.EXPERIMENT_TAG not in events.summary_metadata
+    (best,) = events.Scalars("best/val/loss")
+    assert best.value == pytest.approx(values["best/val/loss"], rel=1e-6)
+    assert best.step == 4
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["best/val/loss"] == values["best/val/loss"]
+    assert [step for step, _ in curves.curve(tmp_path / "run", "val/loss")] == [2, 4]
+
+
+def test_training_and_validation_share_a_chart(tiny_run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    tiny_run("run", *OPTIONS, "trainer.max_steps=2", "monitor=val/perplexity")
+    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(tensor_util.make_ndarray(event.tensor_proto).item())
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert charts["loss"] == ["^train/loss$", "^val/loss$"]
+    assert list(charts) == ["loss", "perplexity"]
+    scalars = events.Tags()["scalars"]
+    assert {"train/loss", "val/loss"} <= set(scalars)
+
+
+def test_what_is_not_set_is_not_compared() -> None:
+    config = composed("trainer.max_steps=7", "model.layers=3")
+    told = hyperparameters(config, ["++model.layers=3", "logger=none", "++sweep.jobs=2", "resume_with=[]"])
+    assert (told["model.layers"], told["trainer.max_steps"]) == (3, 7)
+    assert not {"logger", "sweep.jobs", "resume_with"} & told.keys()
+    assert None not in told.values()
