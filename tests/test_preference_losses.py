@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from types import SimpleNamespace
+from pathlib import Path
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -16,14 +17,15 @@ from alignlab.batch import IGNORED, PairBatch
 from alignlab.data.pairs import Pairs
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
-from alignlab.models.huggingface_export import write_folder
+from alignlab.models.huggingface_export import ClassificationHead, write_folder
 from alignlab.optim import SGD
 from alignlab.preference_losses import DPO, IPO, KTO, ORPO, Answers, Hinge, PairLoss, RobustDPO, SimPO, bradley_terry
 from alignlab.tasks import reference
 from alignlab.tasks.dpo import DirectPreference
+from alignlab.tasks.reward import Reward
 from alignlab.text.tokenizer import Bytes, Tokenizer
 from tests.fakes import FakeRows
-from tests.tasks.test_dpo import pairs
+from tests.tasks.test_dpo import judged, pairs
 
 
 def answers(log_prob: float, reference: float, tokens: int) -> Answers:
@@ -185,6 +187,54 @@ def assert_same(value: float, ours: GPT, loss: Tensor, model: Any) -> None:
         assert float((one.grad - other.grad).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        (DPO(beta=0.3), "sigmoid"),
+        (IPO(beta=0.3), "ipo"),
+        (Hinge(beta=0.1), "hinge"),
+        (RobustDPO(beta=0.3, label_smoothing=0.2), "robust"),
+        (DPO(beta=0.3, length_normalized=True), "sigmoid_norm"),
+    ],
+)
+def test_dpo_is_that_of_trl(loss: Any, kind: str, theirs: Any, tokenizer: Tokenizer) -> None:
+    from trl import DPOTrainer
+
+    batch = batch_of(pairs(8), tokenizer)
+    value, ours, measures = learned(tokenizer, loss, batch)
+    model = theirs(1)
+    trainer = trainer_like(
+        model=model, ref_model=theirs(2), ld_alpha=None, f_divergence_type="reverse_kl", loss_types=[kind],
+        loss_weights=[1.0], use_weighting=False, beta=loss.beta, label_smoothing=getattr(loss, "label_smoothing", 0.0),
+        args=SimpleNamespace(gradient_checkpointing=False, gradient_checkpointing_kwargs=None),
+    )  # fmt: skip
+    found = DPOTrainer._compute_loss(trainer, model, inputs_of(batch.ids, batch.targets, batch.lengths), False)
+    assert_same(value, ours, found, model)
+    logged = trainer._metrics["train"]
+    assert measures["log_probs/chosen"] == pytest.approx(logged["logps/chosen"][0], abs=1e-4)
+    if not getattr(loss, "length_normalized", False):
+        assert measures["margin"] == pytest.approx(logged["rewards/margins"][0], abs=1e-5)
+        assert measures["accuracy"] == logged["rewards/accuracies"][0]
+
+
+def test_kto_is_that_of_trl(theirs: Any, tokenizer: Tokenizer) -> None:
+    from trl import KTOTrainer
+
+    batch = batch_of(judged(8), tokenizer)
+    loss = KTO(beta=0.3, desirable_weight=1.5)
+    value, ours, _ = learned(tokenizer, loss, batch)
+    model = theirs(1)
+    trainer = trainer_like(
+        model=model, ref_model=theirs(2), calculate_KL=True, loss_type="kto", beta=loss.beta, desirable_weight=1.5,
+        undesirable_weight=1.0, args=SimpleNamespace(gradient_checkpointing=False, gradient_checkpointing_kwargs=None),
+    )  # fmt: skip
+    trainer._compute_kl_logps = MethodType(KTOTrainer._compute_kl_logps, trainer)
+    halves = [[one.chunk(2)[half] for one in (batch.ids, batch.targets, batch.lengths)] for half in (0, 1)]
+    inputs = inputs_of(*halves[0]) | {f"KL_{name}": value for name, value in inputs_of(*halves[1]).items()}
+    found = KTOTrainer._compute_loss(trainer, model, inputs | {"label": batch.desirable}, False)
+    assert_same(value, ours, found, model)
+
+
 @pytest.mark.parametrize("name", ["orpo", "simpo"])
 def test_losses_without_reference_are_those_of_trl(
     name: str, theirs: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
@@ -211,3 +261,34 @@ def test_losses_without_reference_are_those_of_trl(
         value, ours, _ = learned(tokenizer, SimPO(beta=0.4, gamma=0.7), batch)
         found = Theirs.cpo_loss(trainer, chosen, rejected)[0].mean()
     assert_same(value, ours, found, model)
+
+
+def test_reward_is_that_of_trl(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+    from trl import RewardTrainer
+
+    rows = [{**row, "margin": number / 8} for number, row in enumerate(pairs(8))]
+    batch = batch_of(rows, tokenizer)
+    ours = Reward(model=gpt(tokenizer, 1), tokenizer=tokenizer, optim=SGD(), center_weight=0.2)
+    torch.nn.init.normal_(ours.head.weight, std=0.02)
+    value = sum(term.weight * term.sum / batch.counts[term.counted] for term in ours.losses(batch).values())
+    assert isinstance(value, Tensor)
+    value.backward()
+    head = ClassificationHead(weight=ours.head.weight.detach(), labels=("reward",), problem="regression")
+    pad = tokenizer.token_id("<|im_start|>")  # no text ends with it
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad}
+    write_folder(ours.model, tmp_path / "hf", head=head, token_ids=ids)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf", dtype=torch.float32).train()
+    inputs = inputs_of(batch.ids, batch.targets, batch.lengths)
+    del inputs["completion_mask"]
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, pad)
+    trainer = trainer_like(model=model, args=SimpleNamespace(center_rewards_coefficient=0.2))
+
+    def called(**arguments: Any) -> Any:
+        return model(**{name: value for name, value in arguments.items() if name != "margin"})
+
+    called.training = True  # type: ignore[attr-defined]
+    found = RewardTrainer.compute_loss(trainer, called, {**inputs, "margin": batch.margins})
+    assert_same(float(value), ours.model, found, model)
+    assert ours.head.weight.grad is not None
+    assert float((ours.head.weight.grad - model.score.weight.grad).abs().max()) < 1e-5
