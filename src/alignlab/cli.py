@@ -11,6 +11,7 @@ PREDICT = "Answer each row of a file with a trained model."
 EXPLAIN = "Show what a model makes of one text: one page, offline, with loss, next tokens, layers and attention."
 TEST = "Measure a trained model, or one that never was, on a test split; options as for train.py."
 REPORT = "Rank runs, with means over seeds and the best of each task; writes report.csv, report.png and curves.png."
+COMPARE = "Let two models answer the same prompts; a reward model's run or a reward function says which is better."
 EXPORT = "Write a trained model for others; a run with tuning=lora as an adapter unless --merge."
 
 
@@ -71,6 +72,21 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="such as data=files data.test=FILE")
     verb.add_argument("--output", default=None, metavar="FILE", help="write every row's answer here")
     verb.set_defaults(act=test)
+    verb = verbs.add_parser("compare", help="whose answers are better", description=COMPARE)
+    verb.add_argument(
+        "run_a", metavar="RUN_A", help="a run folder, a checkpoint, a Hugging Face folder or hub:org/name"
+    )
+    verb.add_argument("run_b", metavar="RUN_B", help="the other one")
+    verb.add_argument("--data", required=True, metavar="FILE", help="rows with a prompt and, if judged by, a reference")
+    verb.add_argument("--judge", required=True, help="a run of task=reward, or a dotted name: alignlab.rewards.Exact")
+    verb.add_argument("--samples", type=int, nargs="+", default=[1], help="best of so many draws; two: of A and of B")
+    verb.add_argument("--max-new-tokens", type=int, default=128, help="of an answer at most (default: %(default)s)")
+    verb.add_argument("--temperature", type=float, default=None, help="default: 0 for a single draw, 1 for several")
+    verb.add_argument("--seed", type=int, default=0, help="of the draws")
+    verb.add_argument("--rows", type=int, default=None, help="prompts at most")
+    verb.add_argument("--output", default=None, metavar="FILE", help="write every answer and its reward here")
+    verb.add_argument("--device", default=None, help="cpu, cuda ... (default: cuda where there is one)")
+    verb.set_defaults(act=compare)
     verb = verbs.add_parser("explain", help="what a model makes of one text, as a page", description=EXPLAIN)
     verb.add_argument("model", metavar="RUN", help="a run folder, a checkpoint, a Hugging Face folder or hub:org/name")
     what = verb.add_mutually_exclusive_group(required=True)
@@ -160,6 +176,30 @@ def test(options: argparse.Namespace) -> None:
     output = Path(options.output) if options.output else None
     for name, value in sorted(measure(options.model, options.overrides, output=output).items()):
         print(f"{name} {value:.4f}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Prints how often each of two models is preferred."""
+    from pathlib import Path
+
+    import torch
+
+    from alignlab.callbacks.predictions import write
+    from alignlab.commandline.checking import existing
+    from alignlab.compare import compare as judge
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    done = judge(
+        options.run_a, options.run_b, data=existing("--data", options.data), judge=options.judge,
+        samples=options.samples, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+        seed=options.seed, limit=options.rows, device=device,
+    )  # fmt: skip
+    if options.output is not None:
+        write(Path(options.output), done.rows)
+    print(f"A  {options.run_a}  mean reward {done.reward_a:.4f}")
+    print(f"B  {options.run_b}  mean reward {done.reward_b:.4f}")
+    print(f"{len(done.rows)} prompts: A wins {done.wins_a}, ties {done.ties}, B wins {done.wins_b}")
+    print(f"win-rate of B, ties as halves: {done.rate:.3f} (95 % interval {done.low:.3f} to {done.high:.3f})")
 
 
 def export(options: argparse.Namespace) -> None:
