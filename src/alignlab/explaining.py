@@ -1,18 +1,21 @@
 """`alignlab explain`: from a run, a checkpoint or a folder and one text to a page, and numbers beside it."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from alignlab.errors import UserError
-from alignlab.explain.explanation import Explanation, as_json
+from alignlab.explain.explanation import NO_TARGET, Explanation, as_json
 from alignlab.explain.explanation import explain as explained
 from alignlab.explain.page import page
 from alignlab.explain.reading import ROW_TASKS, Reading, row_reading, text_reading
 from alignlab.model import Model, load
 from alignlab.tasks.task import TaskModule
+
+LONG = 4e9  # parameters times tokens, from which on attribution takes minutes on two cores
 
 
 def explain(
@@ -38,7 +41,9 @@ def explain(
         raise UserError("--text is empty; expected a text to explain")
     model = load(place, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.gpt.float()  # half types would blur what is shown
-    task, reading = read(model, _given(text, row), limit=min(max_tokens, model.gpt.config.context))
+    task, reading = read(model, _given(text, row), limit=min(max_tokens, model.gpt.config.context), target=target)
+    if target != NO_TARGET and model.gpt.parameter_count() * reading.ids.shape[1] > LONG:
+        print("attributing takes a while; --target none leaves it out", file=sys.stderr, flush=True)
     found = explained(
         model.gpt, model.tokenizer, reading, task=task, target=target, top_k=top_k, place=place.rstrip("/")
     )
@@ -46,7 +51,9 @@ def explain(
     return _said(found, path, numbers)
 
 
-def read(model: Model, given: str | dict, *, limit: int) -> tuple[TaskModule | None, Reading]:
+def read(
+    model: Model, given: str | dict, *, limit: int, target: str | None = None
+) -> tuple[TaskModule | None, Reading]:
     """The row as the run's task reads it; a bare text is plain text where there is no task, or only pretraining."""
     device = model.gpt.embed.weight.device
     task = None if model.start.settings is None else _task(model)
@@ -58,8 +65,16 @@ def read(model: Model, given: str | dict, *, limit: int) -> tuple[TaskModule | N
 
     from alignlab.answers import encoded
 
-    batch, was_cut = encoded(model.start, model.gpt, given, limit=limit)
-    return task, row_reading(task, move_data_to_device(batch, device), was_cut=was_cut)
+    try:
+        batch, was_cut = encoded(model.start, model.gpt, given, limit=limit)
+    except ValueError as error:
+        if isinstance(given, str):
+            raise UserError(
+                f'{error}\ngive what the task reads as a row: --row \'{{"column": "text", ...}}\''
+            ) from error
+        raise
+    wanted = None if target == NO_TARGET else target
+    return task, row_reading(task, move_data_to_device(batch, device), was_cut=was_cut, target=wanted)
 
 
 def _task(model: Model) -> TaskModule:

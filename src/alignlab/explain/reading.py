@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignlab.batch import IGNORED, SpanBatch
+from alignlab.batch import IGNORED, PairBatch, SpanBatch
 from alignlab.errors import UserError, mistaken
 from alignlab.explain.attribution import Number
 from alignlab.explain.tokens import alone, visible
@@ -20,10 +20,11 @@ from alignlab.models.gpt import GPT
 from alignlab.tasks.classification import Classification
 from alignlab.tasks.extractive_qa import ExtractiveQA, best_spans
 from alignlab.tasks.generation import ResponseTask
+from alignlab.tasks.reward import Reward
 from alignlab.tasks.task import TaskModule
 from alignlab.text.tokenizer import Tokenizer
 
-ROW_TASKS = (Classification, ExtractiveQA, ResponseTask)  # the others read plain text
+ROW_TASKS = (Classification, ExtractiveQA, ResponseTask, Reward)  # the others read plain text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +79,18 @@ def text_reading(tokenizer: Tokenizer, text: str, *, limit: int, device: torch.d
     return Reading(ids=row, following=following, counted=following != IGNORED, cut=len(ids) - len(kept))
 
 
-def row_reading(task: TaskModule, batch: Any, *, was_cut: bool) -> Reading:
-    """The first row of a batch of the task; of a long context the window that the answer is found in."""
+def row_reading(task: TaskModule, batch: Any, *, was_cut: bool, target: str | None = None) -> Reading:
+    """The first row of a batch of the task; of a long context the window that the answer is found in.
+
+    Of two answers to be compared it is the one that `target` names, "chosen" or "rejected".
+    """
     assert isinstance(task, ROW_TASKS), f"{type(task).__name__} reads plain text"
     if isinstance(task, ExtractiveQA):
         was_cut |= len(batch.rows) > 1
         batch = _best_window(task, batch)
-    length = int(batch.lengths[0])
-    ids = batch.ids[:1, :length]
+    place = _sequence(batch, target) if isinstance(task, Reward) else 0
+    length = int(batch.lengths[place])
+    ids = batch.ids[place : place + 1, :length]
     end = ids.new_full((1, 1), IGNORED)
     following = torch.cat([ids[:, 1:], end], dim=1)
     counted = following != IGNORED
@@ -101,6 +106,14 @@ def row_reading(task: TaskModule, batch: Any, *, was_cut: bool) -> Reading:
         ids=ids, following=following, counted=counted, prefix=prefix,
         speaks_causally=not isinstance(task, ResponseTask), cut=None if was_cut else 0, batch=batch,
     )  # fmt: skip
+
+
+def _sequence(batch: PairBatch, target: str | None) -> int:
+    """Which sequence of a batch of one row holds the answer that `target` names."""
+    names = ("chosen", "rejected")[: len(batch.lengths)]
+    if target is not None and target not in names:
+        raise mistaken(f"--target {target}: the row has no such answer", target, names)
+    return names.index(target) if target is not None else 0
 
 
 def _best_window(task: ExtractiveQA, batch: SpanBatch) -> SpanBatch:
@@ -135,6 +148,9 @@ def scalar(task: TaskModule | None, model: GPT, tokenizer: Tokenizer, reading: R
         return _class(task, hidden, target)
     if isinstance(task, ExtractiveQA):
         return _span(task, reading, hidden, target)
+    if isinstance(task, Reward):
+        name = f"the reward of the {target or 'chosen'} answer"
+        return Scalar(name=name, unit="reward", number=lambda hidden: task.head(hidden[:, -1])[:, 0].float())
     return _next_token(model, tokenizer, hidden, target)
 
 
@@ -151,6 +167,11 @@ def answer(task: TaskModule | None, reading: Reading) -> Answer | None:
         [told] = task.predict([reading.batch]).values()
         odds = told["scores"]["log_odds"]
         return Answer(text=f"{told['output'] or 'no answer'} (log-odds against no answer: {odds:.3f})")
+    if isinstance(task, Reward):
+        [told] = task.predict([reading.batch]).values()
+        return Answer(
+            text="; ".join(f"reward of the {name} answer {score:.4f}" for name, score in told["scores"].items())
+        )
     return None
 
 
