@@ -62,9 +62,9 @@ def test_answers_are_spans_of_contexts_with_several_lines() -> None:
         for answer in row["answers"]:
             start = answer["answer_start"]
             assert row["context"][start : start + len(answer["text"])] == answer["text"]
-    asked = {row["question"].partition(" height")[0] for row in rows if " height" in row["question"]}
+    asked = {row["question"].partition(" `height")[0] for row in rows if " `height" in row["question"]}
     assert len(asked) <= 3  # the copied line: asked about in one context only
-    defaults = [row for row in rows if "default" in row["question"] and "width_7?" in row["question"]]
+    defaults = [row for row in rows if "default" in row["question"] and "`width_7`?" in row["question"]]
     for row in defaults:
         assert [row["context"][a["answer_start"] - 1] for a in row["answers"]] == [" ", "="]
 

@@ -89,7 +89,7 @@ class PyDocsQA(Embedded):
     name: ClassVar[str] = "pydocs_qa"
     kind: ClassVar[Kind] = "span"
     packages: ClassVar[tuple[str, ...]] = PACKAGES
-    rules: ClassVar[int] = 2
+    rules: ClassVar[int] = 3
 
     def made(self) -> Iterator[tuple[str, dict]]:
         """The rows of all modules, in an order that has nothing to do with modules."""
@@ -216,7 +216,8 @@ def _words(text: str, name: str) -> str:
 def _worded(asked: Asked, name: str, owner: str, where: str) -> str:
     wordings = WORDINGS[asked.form]
     chosen = wordings[number_of(f"wording {where} {name} {asked.form}") % len(wordings)]
-    return chosen.format(name=name, owner=owner.rpartition(".")[2], words=asked.words)
+    # in quotes a name is the same tokens as at the beginning of its line; after a space it would be others
+    return chosen.format(name=f"`{name}`", owner=f"`{owner.rpartition('.')[2]}`", words=asked.words)
 
 
 def _answers(asked: Asked, start: int, name: str, definition: Definition) -> list[dict]:
