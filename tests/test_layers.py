@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "callbacks": {"explain", "tasks", "batch", "generate", "models", "checkpoint", "metrics", "tuning", "data", "text"},
     "commandline": set(),
 }
-COMPOSERS = {"build", "run", "launch", "stages", "trainer", "cli", "child"}
+COMPOSERS = {"sweep", "build", "run", "launch", "stages", "trainer", "cli", "child"}
 
 
 def part(path: Path) -> str:
@@ -79,7 +79,19 @@ def test_nothing_below_composes() -> None:
 
 
 def test_only_the_top_knows_hydra() -> None:
-    inputs = {"build", "commandline", "stages", "trainer", "run", "launch", "folders", "errors", "cli", "child"}
+    inputs = {
+        "sweep",
+        "build",
+        "commandline",
+        "stages",
+        "trainer",
+        "run",
+        "launch",
+        "folders",
+        "errors",
+        "cli",
+        "child",
+    }
     may = inputs | {"export", "origin", "model", "answers", "card"}
     for path in sorted(SOURCE.rglob("*.py")):
         text = path.read_text(encoding="utf-8")

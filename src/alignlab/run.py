@@ -16,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab import checkpoint as files
 from alignlab.build import Parts, build
-from alignlab.callbacks.rhythm import Stopped
+from alignlab.callbacks.rhythm import Pruned, Stopped
 from alignlab.dashboard import compare, lay_out
 from alignlab.memory import keep_freed_memory
 from alignlab.origin import Origin, origin, origin_of
 from alignlab.summary import show_summary
+from alignlab.sweep.outcome import PRUNED_CODE
 from alignlab.trainer import Callbacks, horizon_of, make_callbacks, make_trainer, ranks_of, require_device
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,11 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     if first_step == 0:
         lay_out(trainer, config.monitor)
     torch.manual_seed(config.seed + 1_000_003 * trainer.global_rank)  # each rank its own dropout
-    trainer.fit(parts.task, datamodule=parts.data, ckpt_path=newest)
+    try:
+        trainer.fit(parts.task, datamodule=parts.data, ckpt_path=newest)
+    except Pruned:
+        compare(trainer, config, command_line or [], callbacks.record.values)
+        raise
     _finish(config, parts, trainer, callbacks)
     compare(trainer, config, command_line or [], callbacks.record.values)
     show_summary(folder, callbacks.record.values, kind=parts.data.kind)
@@ -79,12 +84,15 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
 
 
 def execute_until_stopped(config: DictConfig, folder: Path, *, command_line: list[str] | None = None) -> None:
-    """`execute`; after a signal the process exits with 128 + its number, as a shell expects."""
+    """`execute`; exits with 128 + its number after a signal, as a shell expects, and with PRUNED_CODE when pruned."""
     try:
         execute(config, folder, command_line=command_line)
     except Stopped as stopped:
         log.info("%s; go on with: python train.py resume=%s", stopped, folder)
         raise SystemExit(stopped.exit_code) from None
+    except Pruned as pruned:
+        log.info("%s", pruned)
+        raise SystemExit(PRUNED_CODE) from None
 
 
 def _position(config: DictConfig, parts: Parts, ranks: int) -> dict[str, Any]:

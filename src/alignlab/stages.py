@@ -23,7 +23,7 @@ from alignlab.launch import child_command, freeze, run_children
 from alignlab.summary import show_stages
 
 log = logging.getLogger(__name__)
-OF_THE_RECIPE = ("hydra.", "resume", "stages", "experiment", "init_from")
+OF_THE_RECIPE = ("sweep", "hydra.", "resume", "stages", "experiment", "init_from")
 
 
 def run_stages(config: DictConfig, folder: Path, command_line: list[str]) -> None:

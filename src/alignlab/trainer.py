@@ -31,6 +31,7 @@ from alignlab.callbacks.stopwatch import Stopwatch
 from alignlab.callbacks.training_log import TrainingLog
 from alignlab.callbacks.unfreezing import Unfreezing
 from alignlab.metrics import lower_is_better
+from alignlab.sweep.settings import NAME, Search, settings_of, storage
 
 # arguments that this module or the data acts on, and does not pass on as they are
 OURS = ("_target_", "max_time", "max_epochs", "limit_train_batches", "overfit_batches", "enable_progress_bar", "logger")
@@ -112,9 +113,28 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
     if config.patience is not None:
         mode = "min" if record.lower_is_better else "max"
         all_of_them.append(EarlyStopping(config.monitor, patience=config.patience, mode=mode, check_finite=False))
+    all_of_them += _pruning(config)
     if config.trainer.get("enable_progress_bar", True):
         all_of_them.append(ProgressLine(training_log=training_log, console=Console(stderr=True)))
     return Callbacks(record=record, checkpoints=checkpoints, all=[*all_of_them, checkpoints])
+
+
+def _pruning(config: DictConfig) -> list[Callback]:
+    """For a trial of a search, what reports to its study."""
+    settings = settings_of(config)
+    if not isinstance(settings, Search) or settings.trial is None or settings.study is None or not settings.prunes:
+        return []
+    from alignlab.callbacks.pruning import Pruning  # optuna is needed here only
+
+    return [
+        Pruning(
+            storage=storage(settings.study),
+            study=NAME,
+            trial=settings.trial,
+            monitor=config.monitor,
+            random_trials=settings.random_trials,
+        )
+    ]
 
 
 def _row_tokens(parts: Parts) -> int:

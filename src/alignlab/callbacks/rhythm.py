@@ -28,6 +28,10 @@ class Stopped(Exception):
         self.exit_code = 128 + number
 
 
+class Pruned(Exception):
+    """The run is a trial of a search, which gave it up."""
+
+
 class Rhythm(Callback):
     """Validates every `every` optimizer steps and after the last; stops on SIGTERM, Ctrl-C or after `seconds`.
 

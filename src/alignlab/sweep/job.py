@@ -54,6 +54,8 @@ def _trained(config: DictConfig, folder: Path, overrides: list[str]) -> Outcome:
         if code in SIGNALLED:
             outcome.write(folder, Outcome(status="stopped"))
             raise SystemExit(code) from None
+        if code == outcome.PRUNED_CODE:
+            return Outcome(status="pruned")
         if code:
             return Outcome(status="failed", error=last_error(folder) or f"exit code {code}")
     except Exception as error:

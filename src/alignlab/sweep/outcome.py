@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FILE = Path(".hydra") / "outcome.json"
+PRUNED_CODE = 4  # exit code of a trial that its search gave up
 ENDED = ("done", "pruned")  # what a sweep that goes on does not run again
 
 

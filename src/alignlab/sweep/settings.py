@@ -1,8 +1,15 @@
 """What `sweep=` takes: how many jobs at once, with what, and what is searched. Torch-free."""
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.commandline import check
+from alignlab.errors import UserError
 from alignlab.types import NonNegativeInt, PositiveInt
+
+NAME = "sweep"  # of the study, which has a file for itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,3 +29,44 @@ class Parallel:
         if self.gpus:
             own["CUDA_VISIBLE_DEVICES"] = str(self.gpus[place % len(self.gpus)])
         return own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Parallel):
+    """`trials` points of `space` (option -> a sweep in Hydra's grammar), drawn by Optuna's TPE after `random_trials`.
+
+    `objectives` are names of metrics.json with minimize or maximize; null is the monitored metric. With one objective
+    and `prune`, a trial whose monitored metric lies behind the median of earlier ones at the same step ends there.
+    `study` and `trial` are set for each job by the sweep itself.
+    """
+
+    jobs: PositiveInt | None = None
+    trials: PositiveInt = 20
+    random_trials: PositiveInt = 5
+    space: dict[str, str] | None = None
+    objectives: dict[str, Literal["minimize", "maximize"]] | None = None
+    prune: bool = True
+    study: str | None = None
+    trial: NonNegativeInt | None = None
+
+    @property
+    def prunes(self) -> bool:
+        """Whether jobs report to the study: they do not where several objectives are weighed."""
+        return self.prune and (self.objectives is None or len(self.objectives) == 1)
+
+
+def storage(path: str) -> str:
+    """The address of a study's file."""
+    return f"sqlite:///{path}"
+
+
+def settings_of(config: DictConfig) -> Parallel:
+    """What `sweep` of a composed configuration says, checked; the defaults where it says nothing."""
+    if not config.get("sweep"):
+        return Parallel()
+    check(OmegaConf.create({"sweep": config.sweep}))
+    plain: Any = OmegaConf.to_container(config.sweep, resolve=True)
+    sorts = {f"{sort.__module__}.{sort.__qualname__}": sort for sort in (Parallel, Search)}
+    if (target := plain.pop("_target_", None)) not in sorts:
+        raise UserError(f"sweep._target_ is {target}; expected one of {', '.join(sorts)}")
+    return sorts[target](**plain)

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from alignlab.sweep.results import Result, ranked, swept
+from alignlab.sweep.results import Result, number, ranked, swept
 
 WIDE = 160  # columns where the output is not a terminal, whose width rich takes for 80
 
@@ -29,7 +29,7 @@ def show(results: list[Result], *, title: str, to_stderr: bool) -> None:
     table.add_column("status")
     several = len({one.monitor for one in results}) > 1
     for one in ranked(results):
-        cells = [one.name, *(one.option(name) for name in options), *([one.monitor] if several else [])]
+        cells = [one.name, *(_short(one.option(name)) for name in options), *([one.monitor] if several else [])]
         value = "-" if one.value is None else f"{one.value:.5g}"
         steps = [str(one.metrics.get(name, "-")) for name in ("best/step", "step")]
         seconds = one.metrics.get("train/seconds")
@@ -52,3 +52,9 @@ def write(results: list[Result], path: Path) -> None:
             value = "" if one.value is None else one.value
             cells = [one.name, *(one.option(name) for name in options), one.monitor, value, *reached]
             writer.writerow([*cells, one.status, one.error, one.folder.as_posix()])
+
+
+def _short(text: str) -> str:
+    """`text`, or the number it writes in five digits: a search draws seventeen."""
+    value = number(text)
+    return text if value is None or len(text) < 8 else f"{value:.5g}"

@@ -24,12 +24,10 @@ class Children(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs the jobs; returns them with their monitored metrics, those that failed too."""
-        from hydra.utils import instantiate
-
-        from alignlab.sweep.settings import Parallel
+        from alignlab.sweep.settings import settings_of
         from alignlab.sweep.side_by_side import Job, run_side_by_side
 
-        settings = instantiate(self.config.sweep, _convert_="all") if self.config.get("sweep") else Parallel()
+        settings = settings_of(self.config)
         if settings.jobs is None:
             return self._one_by_one(job_overrides, initial_job_idx)
         composed = [self._composed(overrides, initial_job_idx + n) for n, overrides in enumerate(job_overrides)]
