@@ -99,6 +99,11 @@ def head_of(start: Origin) -> Head | None:
         return ClassificationHead(weight=start.heads["head.weight"], labels=names, problem=PROBLEMS[labels["form"]])
     if shapes == {"head.weight": (1, width)}:
         return ClassificationHead(weight=start.heads["head.weight"], labels=("reward",), problem="regression")
+    if "match" in shapes:
+        raise ValueError(
+            f"{start.path} was trained with task.match_question=true, which marks words of the question; "
+            "transformers has no such input: train with task.match_question=false for an export"
+        )
     if shapes == {"head.weight": (2, width), "head.bias": (2,)}:
         if start.settings is not None and start.settings["task"]["prefix_mask"]:
             raise ValueError(

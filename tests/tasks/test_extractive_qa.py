@@ -192,6 +192,27 @@ def test_law_5_a_causal_head_does_not_see_what_follows() -> None:
         assert torch.equal(before[is_seen], after[is_seen]) == (not prefix_mask)
 
 
+@torch.no_grad()
+def test_only_words_of_the_question_are_marked() -> None:
+    task, data = fresh(prefix_mask=True)
+    examples = data.examples("val")
+    assert examples is not None
+    batch = examples.batch(np.arange(len(examples)), {}, len(examples))
+    assert task.marks(batch) is None
+    task.match = torch.nn.Parameter(torch.ones(task.model.config.width))
+    marks = task.marks(batch)
+    assert marks is not None
+    assert marks.shape == (*batch.ids.shape, task.model.config.width)
+    marked = 0
+    for row, first in enumerate(batch.firsts.tolist()):
+        ids = batch.ids[row].tolist()
+        for place, number in enumerate(ids):
+            is_marked = place >= first and number in ids[:first]
+            assert bool(marks[row, place].all()) == is_marked == bool(marks[row, place].any())
+            marked += is_marked
+    assert marked
+
+
 def test_best_spans_equal_a_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     for longest in (1, 3, 7, 50):
@@ -319,7 +340,7 @@ def test_law_3_an_exported_run_gives_the_same_logits(asked: Run, tmp_path: Path)
     from alignlab.build import load
     from alignlab.export import export
 
-    asked("causal", "trainer.max_steps=3", "task.prefix_mask=false", "optim.lr=1e-2")
+    asked("causal", "trainer.max_steps=3", "task.prefix_mask=false", "task.match_question=false", "optim.lr=1e-2")
     exported = export(str(tmp_path / "causal"), tmp_path / "out")
     assert exported.difference < 1e-4
     theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out").eval()
@@ -328,6 +349,8 @@ def test_law_3_an_exported_run_gives_the_same_logits(asked: Run, tmp_path: Path)
     ours, told = task.head(task.model(ids)), theirs(ids)
     assert (ours[..., 0] - told.start_logits).abs().max() < 1e-4
     assert (ours[..., 1] - told.end_logits).abs().max() < 1e-4
-    asked("seeing", "trainer.max_steps=1")
-    with pytest.raises(ValueError, match=r"task.prefix_mask=false"):
-        export(str(tmp_path / "seeing"), tmp_path / "refused")
+    for option in ("task.prefix_mask", "task.match_question"):
+        others = {"task.prefix_mask": "false", "task.match_question": "false", option: "true"}
+        asked(option, "trainer.max_steps=1", *(f"{name}={value}" for name, value in others.items()))
+        with pytest.raises(ValueError, match=f"{option}=false"):
+            export(str(tmp_path / option), tmp_path / "refused")

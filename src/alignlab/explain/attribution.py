@@ -57,15 +57,21 @@ class _Panel:
 
 
 def attribution(
-    model: GPT, ids: Tensor, number: Number, *, baseline: Tensor, prefix: Tensor | None = None
+    model: GPT,
+    ids: Tensor,
+    number: Number,
+    *,
+    baseline: Tensor,
+    prefix: Tensor | None = None,
+    marks: Tensor | None = None,
 ) -> Attribution:
     """Integrated gradients (Sundararajan et al. 2017, equation 1) of `number` over the embeddings of ids (1, T).
 
-    The path leads from the embeddings of `baseline` (1, T) in a straight line to those of `ids`. Weights get no
-    gradient.
+    The path leads from the embeddings of `baseline` (1, T) in a straight line to those of `ids`; `marks` (1, T, D) stay
+    all the way. Weights get no gradient.
     """
     with evaluating(model):
-        path = _Path(model, ids, baseline, prefix, number)
+        path = _Path(model, ids, baseline, prefix, marks, number)
         borders = [place / FIRST_PANELS for place in range(FIRST_PANELS + 1)]
         values = path.values(borders)
         panels = [path.panel(*ends, *at) for ends, at in zip(pairwise(borders), pairwise(values), strict=True)]
@@ -84,8 +90,16 @@ def attribution(
 class _Path:
     """The straight line between two rows of embeddings, and the number along it."""
 
-    def __init__(self, model: GPT, ids: Tensor, baseline: Tensor, prefix: Tensor | None, number: Number) -> None:
-        self.model, self.ids, self.prefix, self.number = model, ids, prefix, number
+    def __init__(
+        self,
+        model: GPT,
+        ids: Tensor,
+        baseline: Tensor,
+        prefix: Tensor | None,
+        marks: Tensor | None,
+        number: Number,
+    ) -> None:
+        self.model, self.ids, self.prefix, self.marks, self.number = model, ids, prefix, marks, number
         with torch.no_grad():
             self.start = model.embed(baseline)  # (1, T, D)
             self.way = model.embed(ids) - self.start
@@ -121,4 +135,4 @@ class _Path:
         rows = len(points)
         prefix = None if self.prefix is None else self.prefix.expand(rows, -1)
         with self.model.embed.register_forward_hook(lambda *_: points):
-            return self.number(self.model(self.ids.expand(rows, -1), prefix=prefix))
+            return self.number(self.model(self.ids.expand(rows, -1), prefix=prefix, marks=self.marks))

@@ -66,8 +66,8 @@ def explain(
 ) -> Explanation:
     """Everything about `reading`; `task` where the model has a head, `target` what is attributed to the tokens."""
     ids, following = reading.ids, reading.following[0]
-    trace = traced(model, ids, prefix=reading.prefix)
-    is_same = reading.prefix is None or not reading.speaks_causally
+    trace = traced(model, ids, prefix=reading.prefix, marks=reading.marks)
+    is_same = (reading.prefix is None and reading.marks is None) or not reading.speaks_causally
     spoken = trace if is_same else traced(model, ids)
     hidden = spoken.hidden[0]  # (T, D)
     next_tokens = likeliest(model, hidden, top_k)
@@ -102,7 +102,9 @@ def _explained(
     # a text without its words: specials stay, so that they take part in nothing
     specials = torch.tensor(list(tokenizer.specials.values()), device=reading.ids.device)
     baseline = torch.where(torch.isin(reading.ids, specials), reading.ids, tokenizer.eos_id)
-    found = attribution(model, reading.ids, wanted.number, baseline=baseline, prefix=reading.prefix)
+    found = attribution(
+        model, reading.ids, wanted.number, baseline=baseline, prefix=reading.prefix, marks=reading.marks
+    )
     return Explained(name=wanted.name, unit=wanted.unit, attribution=found)
 
 
@@ -110,6 +112,7 @@ def _on_host(reading: Reading) -> Reading:
     return Reading(
         ids=reading.ids.cpu(), following=reading.following.cpu(), counted=reading.counted.cpu(),
         prefix=None if reading.prefix is None else reading.prefix.cpu(),
+        marks=None if reading.marks is None else reading.marks.cpu(),
         speaks_causally=reading.speaks_causally, cut=reading.cut,
     )  # fmt: skip
 

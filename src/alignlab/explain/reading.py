@@ -41,6 +41,7 @@ class Reading:
     following: Tensor  # (1, T)
     counted: Tensor  # (1, T)
     prefix: Tensor | None = None  # (1, T)
+    marks: Tensor | None = None  # (1, T, D), what the task adds to the embeddings
     speaks_causally: bool = False
     cut: int | None = 0
     batch: Any = None
@@ -103,7 +104,7 @@ def row_reading(task: TaskModule, batch: Any, *, was_cut: bool, target: str | No
             following[:, :-1] = following[:, :-1].masked_fill(prefix[:, 1:], IGNORED)
             counted &= following != IGNORED
     return Reading(
-        ids=ids, following=following, counted=counted, prefix=prefix,
+        ids=ids, following=following, counted=counted, prefix=prefix, marks=_marks(task, batch),
         speaks_causally=not isinstance(task, ResponseTask), cut=None if was_cut else 0, batch=batch,
     )  # fmt: skip
 
@@ -139,6 +140,11 @@ def _prefix(task: TaskModule, batch: Any, length: int) -> Tensor | None:
     if isinstance(task, Classification | ExtractiveQA) and task.prefix_mask:
         seen = length
     return None if seen is None else torch.arange(length, device=batch.ids.device)[None] < seen
+
+
+@torch.no_grad()
+def _marks(task: TaskModule, batch: Any) -> Tensor | None:
+    return task.marks(batch) if isinstance(task, ExtractiveQA) else None
 
 
 def scalar(task: TaskModule | None, model: GPT, tokenizer: Tokenizer, reading: Reading, target: str | None) -> Scalar:
@@ -177,7 +183,7 @@ def answer(task: TaskModule | None, reading: Reading) -> Answer | None:
 
 @torch.no_grad()
 def _hidden(model: GPT, reading: Reading) -> Tensor:
-    return model(reading.ids, prefix=reading.prefix)  # (1, T, D)
+    return model(reading.ids, prefix=reading.prefix, marks=reading.marks)  # (1, T, D)
 
 
 def _next_token(model: GPT, tokenizer: Tokenizer, hidden: Tensor, target: str | None) -> Scalar:

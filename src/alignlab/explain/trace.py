@@ -51,8 +51,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def traced(model: GPT, ids: Tensor, *, prefix: Tensor | None = None, documents: Tensor | None = None) -> Trace:
-    """The trace of token ids (B, T); `prefix` and `documents` as the model takes them."""
+def traced(
+    model: GPT,
+    ids: Tensor,
+    *,
+    prefix: Tensor | None = None,
+    marks: Tensor | None = None,
+    documents: Tensor | None = None,
+) -> Trace:
+    """The trace of token ids (B, T); `prefix`, `marks` and `documents` as the model takes them."""
     stream: list[Tensor] = []
     watched = [_Watched() for _ in model.blocks]
     with ExitStack() as hooks, evaluating(model):
@@ -67,7 +74,7 @@ def traced(model: GPT, ids: Tensor, *, prefix: Tensor | None = None, documents: 
             hooks.enter_context(attention.key_norm.register_forward_hook(seen.key_is))
             hooks.enter_context(attention.value.register_forward_hook(seen.value_is))
             hooks.enter_context(attention.output.register_forward_pre_hook(seen.mixed_is))
-        hidden = model(ids, prefix=prefix, documents=documents)
+        hidden = model(ids, prefix=prefix, marks=marks, documents=documents)
     return Trace(stream=stream, heads=[seen.heads(model.config.groups) for seen in watched], hidden=hidden)
 
 

@@ -213,18 +213,22 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         prefix: Tensor | None = None,
+        marks: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the last norm, of token ids (B, T).
 
         `positions` (B, T) or (T,) default to each token's place in its own document. `documents` (B, T) keep packed
-        texts apart; -1 is padding. `prefix` (B, T) bool marks keys that their whole document sees. With `cache` the
-        ids follow the tokens held, and are held afterwards. Raises ValueError where learned positions run out.
+        texts apart; -1 is padding. `prefix` (B, T) bool tells keys that their whole document sees. `marks` (B, T, D),
+        what a task knows of each token, is added to the embeddings. With `cache` the ids follow the tokens held, and
+        are held afterwards. Raises ValueError where learned positions run out.
         """
         if positions is None:
             positions = self._positions(ids, documents, cache)
         mask, is_causal = self._visible(ids, documents, prefix, cache)
         hidden = self.embed(ids)  # (B, T, D)
+        if marks is not None:
+            hidden = hidden + marks
         rotation = None
         if self.positions is not None:
             past = cache.length if cache is not None else 0

@@ -56,7 +56,9 @@ class ExtractiveQA(TaskModule):
     """A linear head (2, D): logits of each token to be the first, or the last, of the answer.
 
     `answers` are facts from the data. `max_answer_tokens` bounds an answer, by default by the longest in training.
-    `head_dropout` acts on the head alone.
+    `head_dropout` acts on the head alone. With `match_question` every token of the context that the question has too is
+    marked by a vector that is learned (the exact-match feature of Chen et al. 2017, section 3.2), which a small model
+    trained on few questions does not find by itself.
     """
 
     threshold: Tensor
@@ -69,6 +71,7 @@ class ExtractiveQA(TaskModule):
         optim: Optim,
         answers: dict[str, Any],
         prefix_mask: bool = False,
+        match_question: bool = False,
         max_answer_tokens: PositiveInt | None = None,
         head_dropout: BelowOne = 0.0,
     ) -> None:
@@ -80,6 +83,7 @@ class ExtractiveQA(TaskModule):
         self.head = nn.Linear(model.config.width, 2)
         nn.init.normal_(self.head.weight, std=EMBEDDING_STD)
         nn.init.zeros_(self.head.bias)
+        self.match = nn.Parameter(torch.zeros(model.config.width)) if match_question else None
         self.register_buffer("threshold", torch.tensor(0.0 if self.answers.unanswerable else ALWAYS))
         self.guesses: dict[str, dict[int, Guess]] = {"val": {}, "test": {}}
         self.mean_losses = {stage: MeanMetric() for stage in ("val", "test")}
@@ -140,11 +144,15 @@ class ExtractiveQA(TaskModule):
             _compete(guesses, self._guessed(self._logits(batch), batch))
         return {row: self._told(guess) for row, guess in guesses.items()}
 
+    def marks(self, batch: SpanBatch) -> Tensor | None:
+        """(B, T, D) what `match_question` adds to the embeddings; None without it."""
+        return None if self.match is None else _in_question(batch)[..., None] * self.match
+
     def _logits(self, batch: SpanBatch) -> Tensor:
         """(B, T, 2); -inf where neither the context nor the end of text stands."""
         places = torch.arange(batch.ids.shape[1], device=batch.ids.device)
         is_read = places < batch.lengths[:, None]
-        hidden = self.model(batch.ids, prefix=is_read if self.prefix_mask else None)
+        hidden = self.model(batch.ids, prefix=is_read if self.prefix_mask else None, marks=self.marks(batch))
         logits = self.head(F.dropout(hidden, self.head_dropout, self.training)).float()
         is_candidate = is_read & (places >= batch.firsts[:, None])
         return logits.masked_fill(~is_candidate[..., None], -math.inf)
@@ -193,6 +201,13 @@ class ExtractiveQA(TaskModule):
         if self.answers.unanswerable:
             scores["threshold"] = round(float(self.threshold), 6)
         return {"output": self._output(guess), "scores": scores}
+
+
+def _in_question(batch: SpanBatch) -> Tensor:
+    """(B, T) bool: tokens of the contexts that stand in their questions too."""
+    is_context = torch.arange(batch.ids.shape[1], device=batch.ids.device) >= batch.firsts[:, None]
+    questions = batch.ids.masked_fill(is_context, -1)
+    return (batch.ids[:, :, None] == questions[:, None, :]).any(dim=-1) & is_context
 
 
 def _compete(best: dict[int, Guess], others: dict[int, Guess]) -> None:
