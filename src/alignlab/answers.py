@@ -34,6 +34,8 @@ def answer(
 ) -> list[dict[str, Any]]:
     """One dict a row, in their order: row, input, target (None where unknown), output and scores, or error."""
     task = task_of(start, model)
+    if type(task).predict is TaskModule.predict:
+        task.predict([])  # says so: its data would not be read either
     config = OmegaConf.create(start.settings or {})
     data_class: type[TextData] = get_class(config.datamodule["_target_"])
     given = Given(rows=rows, kind=data_class.kind, columns=config.data.get("columns") or {})

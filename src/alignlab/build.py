@@ -56,6 +56,12 @@ def architecture(config: DictConfig, start: Origin | None, vocabulary: int, comm
     known = start.config.to_dict()
     for override in command_line:
         name, _, value = override.lstrip("+").partition("=")
+        other = [key for key in known if key != "dropout" and config.model.get(key, known[key]) != known[key]]
+        if name == "model" and other:
+            raise ValueError(
+                f"model={value} has {config.model[other[0]]} {other[0]}, but {start.path} was made with "
+                f"{known[other[0]]}; leave model out: the architecture comes with init_from"
+            )
         field = name.removeprefix("model.")
         if name.startswith("model.") and field in known and field != "dropout":
             wanted = OmegaConf.select(config, name)
@@ -93,6 +99,9 @@ def text_of(
     data_class: Any = get_class(config.datamodule["_target_"])  # knows which texts of its rows a tokenizer learns from
     if start is not None:
         tokenizer = start.tokenizer
+        is_asked = any(override.lstrip("+").startswith("tokenizer") for override in command_line)
+        if is_asked and (start.settings or {}).get("tokenizer") != OmegaConf.to_container(config.tokenizer):
+            log.warning("the tokenizer comes with init_from: that of %s is used, and tokenizer= is not", start.path)
     else:
         settings = instantiate(config.tokenizer, _convert_="all")
         tokenizer = settings.build(lambda: data_class.texts(rows), rows.fingerprint("train"))

@@ -1,11 +1,13 @@
 """`alignlab VERB ...`: what is done around training."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from alignlab import __version__
-from alignlab.errors import guard
+from alignlab.errors import UserError, guard, mistaken
 
 PREDICT = "Answer each row of a file with a trained model."
 EXPLAIN = "Show what a model makes of one text: one page, offline, with loss, next tokens, layers and attention."
@@ -13,6 +15,17 @@ TEST = "Measure a trained model, or one that never was, on a test split; options
 REPORT = "Rank runs, with means over seeds and the best of each task; writes report.csv, report.png and curves.png."
 COMPARE = "Let two models answer the same prompts; a reward model's run or a reward function says which is better."
 EXPORT = "Write a trained model for others; a run with tuning=lora as an adapter unless --merge."
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake as train.py does: what was got, what is accepted."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with at most three lines."""
+        wrong = re.fullmatch(r"argument VERB: invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if wrong is not None:
+            raise mistaken(f"{wrong[1]} is no verb", wrong[1], wrong[2].replace("'", "").split(", "))
+        raise UserError(f"{message}\nall options: {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Every verb and its options."""
-    top = argparse.ArgumentParser(prog="alignlab", description="What is done around training; train.py trains.")
+    top = Parser(prog="alignlab", description="What is done around training; train.py trains.")
     top.add_argument("--version", action="version", version=f"alignlab {__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("generate", help="continue a prompt", description="Continue prompts with a trained model.")
@@ -158,6 +171,8 @@ def predict(options: argparse.Namespace) -> None:
     source = existing("--input", options.input)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     answers = load(options.model, device=device).predict(raw_rows(source), batch_size=options.batch_size)
+    if answers and all("error" in line for line in answers):
+        raise UserError(f"no row of {source} can be answered; row 0: {answers[0]['error']}")
     if options.output == "-":
         for line in answers:
             print(json.dumps(line, ensure_ascii=False))

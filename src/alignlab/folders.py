@@ -87,6 +87,11 @@ def resumed(arguments: list[str]) -> tuple[DictConfig, Path, list[str]] | None:
     overrides = [override for override in arguments if not override.lstrip("+").startswith("resume=")]
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
+        if key == "init_from":
+            raise UserError(
+                f"both resume={folder} and {override.lstrip('+')} are given\n"
+                "resume= goes on with a run, init_from= starts a new one from its weights: give one of them"
+            )
         if key in BESIDE_RESUME_GROUPS:
             OmegaConf.update(config, key, OmegaConf.load(_conf() / key / f"{value}.yaml"), force_add=True, merge=False)
         elif key in BESIDE_RESUME or key.split(".")[0] in BESIDE_RESUME_GROUPS:

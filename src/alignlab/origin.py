@@ -4,6 +4,7 @@ Unusual: a checkpoint may hold only what was learned upon a base that lies elsew
 proved by its fingerprint, and what was learned is merged into it. It knows nothing of tasks and configuration.
 """
 
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def origin(place: str) -> Origin:
         return _from_peft(Path(place))
     if (Path(place) / "config.json").is_file():
         return _from_hugging_face(Path(place), place)
+    if Path(place).is_file() and Path(place).suffix != ".ckpt" and not zipfile.is_zipfile(place):
+        raise ValueError(f"{place} is no checkpoint; expected a run folder, a .ckpt file or a Hugging Face folder")
     return origin_of(files.read(checkpoint_of(place)), place)
 
 

@@ -166,7 +166,8 @@ class TextData(L.LightningDataModule, ABC):
     def order(self, ranks: int) -> Order:
         """The order of the training examples on `ranks` ranks."""
         train = self.examples("train")
-        assert train is not None, "every datamodule has a train split"
+        if train is None:
+            raise ValueError("data.train is not given, so there is nothing to learn from; set data.train=PATH")
         window = self.batch_size * self.accumulate * ranks
         return Order(examples=len(train), window=window, seed=self.seed, lengths=train.lengths)
 

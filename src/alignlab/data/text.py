@@ -101,6 +101,11 @@ class Text(TextData):
             batch_size=batch_size, accumulate=accumulate, workers=workers, seed=seed, epoch_steps=epoch_steps
         )
         self.shards = {split: _shards(rows, split, tokenizer) for split in SPLITS if rows.has(split)}
+        if "train" in self.shards and len(self.shards["train"]) <= max_length:
+            raise ValueError(
+                f"the training text has {len(self.shards['train'])} tokens, fewer than one window of {max_length} "
+                "(datamodule.max_length, or model.context); give more text, or set datamodule.max_length lower"
+            )
         self.splits = {
             split: Windows(
                 shards=tokens,

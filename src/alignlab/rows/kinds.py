@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from alignlab.errors import closest
+
 Kind = Literal["text", "labels", "span", "response", "chat", "pairs", "prompts"]
 
 
@@ -76,7 +78,12 @@ def canonical(raw: Mapping[Any, Any], kind: Kind, *, columns: Mapping[str, str |
     if lacking := shape.lacks(present, targets):
         key = own[lacking[0]]
         mapped = f" (data.columns.{lacking[0]}={key})" if key != lacking[0] else ""
-        raise BadRow(lacking[0], f"is missing{mapped}; the row's columns are {[*raw]}")
+        known = closest(key, [name for name in raw if isinstance(name, str)]) if isinstance(key, str) else None
+        raise BadRow(
+            lacking[0],
+            f"is missing{mapped}; the row's columns are {[*raw]}\n"
+            f"say which one it is: data.columns.{lacking[0]}={known or 'NAME'}",
+        )
     wanted = (*shape.inputs, *shape.targets, *shape.optional)
     if kind == "text":  # an empty line of a corpus is no mistake
         return {"text": _any_text("text", present["text"], present)}

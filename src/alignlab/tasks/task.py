@@ -101,7 +101,10 @@ class TaskModule(L.LightningModule, ABC):
 
         Raises ValueError for a task that answers nothing.
         """
-        raise ValueError(f"{type(self).__name__} answers no rows; expected a run of another task")
+        raise ValueError(
+            f"a run of {type(self).__name__} answers no rows; expected one of a task that does, such as classification "
+            "or chat; to continue texts: alignlab generate"
+        )
 
     def meaning(self, found: dict[str, Any]) -> Any:
         """What the weights of the head stand for, as `found` in the data; None: the task has no such head."""
