@@ -1,6 +1,7 @@
-"""Law 11 for words: every command of the README composes, and those that train do so, shortened by trainer=debug."""
+"""Law 11 for words: every command of README.md and docs/ composes, and those that train on files do so, shortened."""
 
 import csv
+import json
 import re
 import shlex
 from itertools import product
@@ -8,71 +9,194 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.cli import parser
-from alignlab.commandline import check, trusted
+from alignlab.cli import main, parser
+from alignlab.commandline import check, prepare, trusted
 from alignlab.folders import resumed
 from alignlab.run import execute
 from tests.conftest import ROOT, TINY, composed
 
-SMALL = ("trainer=debug", *TINY[:4], "callbacks=none", "logger=none", "datamodule.batch_size=2")
+MODEL = ("model.layers=2", "model.width=32", "model.heads=2", "model.context=256")
+SMALL = ("trainer=debug", "callbacks=none", "logger=none", "datamodule.batch_size=2")
+# of tasks that write texts at each validation
+SHORT = ("chat", "generative_qa", "translation", "summarization", "grpo")
+RUNS = {"RUN": "pretrain", "runs/my_gpt": "pretrain", "runs/my_sorter": "classification"}
+# elsewhere: large models, several ranks, recipes of several stages, rows that are downloaded or take long to make
+ELSEWHERE = ("trainer=ddp", "trainer=fsdp", "model=", "experiment=", "init_from=hub:", "sweep", "trust=", "hydra/")
+OTHER_ROWS = re.compile(r"data=(?!files|arithmetic)")
 
 
-def commands(start: str) -> list[list[str]]:
-    """The arguments of every line of code in the README that begins with `start`, comments left out."""
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = {line.split(" #")[0].strip() for block in blocks for line in block.splitlines()}
-    return sorted(shlex.split(line)[len(start.split()) :] for line in lines if line.startswith(start))
+def lines_of(document: Path) -> list[str]:
+    """The lines of code of a document that a terminal takes, without comments."""
+    text = document.read_text(encoding="utf-8")
+    blocks = [block for kind, block in re.findall(r"^```(.*?)\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if not kind]
+    lines = [re.split(r"\s+#", line)[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(r"(python|pip|alignlab|tensorboard|torchrun|srun|eval) ", line)]
 
 
-TRAIN = [arguments for arguments in commands("python train.py") if "--help" not in arguments]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINES = sorted({line for document in DOCUMENTS for line in lines_of(document)})
+TRAIN = [line.split("train.py", 1)[1].strip() for line in LINES if "train.py" in line and "&&" not in line]
+TRAIN = sorted({line for line in TRAIN if not line.startswith(("--", "-sc"))})
+VERBS = [shlex.split(line)[1:] for line in LINES if line.startswith("alignlab")]
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Rows as a file of the format that its ending says."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            return
+        writer = csv.DictWriter(file, [*rows[0]], delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_all(folder: Path, corpus: Path) -> None:
+    """What the documents call messages.csv, spans.jsonl and so on."""
+    several = range(40)
+    for name in ("book.txt", "mine.txt"):
+        (folder / name).write_bytes(corpus.read_bytes())
+    (folder / "train.en").write_text("".join(f"number {n}\n" for n in several), encoding="utf-8")
+    (folder / "train.zh").write_text("".join(f"数字 {n}\n" for n in several), encoding="utf-8")
+    said = [(f"{'late' if n % 2 else 'thanks'} {n}", ("bill", "praise")[n % 2]) for n in several]
+    asked = [{"question": f"How late is {n}?", "answer": f"{n} days."} for n in several]
+    tables: dict[str, list[dict]] = {
+        "messages.csv": [{"text": text, "label": label} for text, label in said],
+        "tickets.csv": [{"body": text, "queue": label} for text, label in said],
+        "new.csv": [{"text": text, "body": text} for text, _ in said],
+        "questions.csv": asked,
+        "answers.csv": asked,
+        "faq.csv": asked,
+        "pairs.tsv": [{"en": f"number {n}", "zh": f"数字 {n}"} for n in several],
+        "prompts.csv": [{"prompt": f"{n}+1=", "reference": str(n + 1)} for n in several],
+        "summaries.jsonl": [
+            {"document": f"It rained {n} days. It was wet.", "summary": f"{n} wet days"} for n in several
+        ],
+        "preferences.jsonl": [{"prompt": f"Hello {n}", "chosen": "Good day!", "rejected": "What?"} for n in several],
+        "spans.jsonl": [
+            {
+                "context": f"It takes {n} days.",
+                "question": "How long?",
+                "answers": [{"text": f"{n}", "answer_start": 9}],
+            }
+            for n in several
+        ],
+        "talks.jsonl": [
+            {"messages": [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": "Good day!"}]}
+            for n in several
+        ],
+    }
+    for name, rows in tables.items():
+        write(folder / name, rows)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A folder with what the README's commands name: RUN, texts, messages."""
+    """A folder with what the commands name: runs and files."""
     from alignlab.launch import freeze
 
     folder = tmp_path_factory.mktemp("readme")
-    config = composed("data=files", f"data.train={corpus}", *TINY, "trainer=debug")
-    execute(config, folder / "RUN")
-    freeze(config, folder / "RUN", [])
-    for name in ("book.txt", "mine.txt"):
-        (folder / name).write_bytes(corpus.read_bytes())
-    with open(folder / "messages.csv", "w", newline="", encoding="utf-8") as file:
-        rows = [{"text": f"{'late' if n % 2 else 'thanks'} {n}", "label": ("bill", "praise")[n % 2]} for n in range(40)]
-        writer = csv.DictWriter(file, ["text", "label"])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_all(folder, corpus)
+    for name, task in RUNS.items():
+        rows = corpus if task == "pretrain" else folder / "messages.csv"
+        config = composed(f"task={task}", "data=files", f"data.train={rows}", *TINY, *MODEL, "trainer=debug")
+        execute(config, folder / name)
+        freeze(config, folder / name, [])
     return folder
 
 
 def test_there_are_commands() -> None:
-    assert len(TRAIN) >= 6
-    assert len(commands("alignlab")) >= 3
+    assert len(TRAIN) >= 30
+    assert len(VERBS) >= 8
 
 
-@pytest.mark.parametrize("arguments", TRAIN, ids=" ".join)
-def test_training_commands(arguments: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def shortened(overrides: tuple[str, ...]) -> list[str]:
+    """The same run in two steps of a tiny model."""
+    task = next((one.partition("=")[2] for one in overrides if one.startswith("task=")), "pretrain")
+    given = [one for one in overrides if not one.startswith(("trainer", "hydra.", "datamodule.batch_size"))]
+    small = [*SMALL, *(() if any(one.startswith("init_from=") for one in overrides) else MODEL)]
+    if "tokenizer=" not in " ".join(overrides) and len(small) > len(SMALL):
+        small += ["tokenizer=bytes"]
+    if task in SHORT:
+        small += ["datamodule.generate_rows=2", "task.max_new_tokens=4"]
+    if task == "pretrain" and not any(one.startswith("data=") for one in overrides):
+        small += ["data=files", "data.train=book.txt"]  # the embedded corpus takes a while to read
+    if task == "grpo" and not any(one.startswith("data=") for one in overrides):
+        small += ["data=arithmetic"]
+    return [*small, *given]
+
+
+@pytest.mark.parametrize("line", TRAIN)
+def test_training_commands(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    if (run := resumed(arguments)) is not None:
+    arguments = shlex.split(line)
+    if (run := resumed(prepare(arguments)) if "resume=RUN" in arguments else None) is not None:
         assert run[1] == Path("RUN")
         return
+    prepared = prepare(arguments)
+    if any(argument.startswith(("sweep", "hydra/", "resume=")) for argument in arguments):
+        return  # sweeps are run by tests of their own
     swept = [argument.split("=", 1) for argument in arguments if argument != "-m"]
-    choices = [[f"{name}={value}" for value in values.split(",")] for name, values in swept]
+    is_sweep = "-m" in prepared
+    choices = [[f"{name}={one}" for one in (value.split(",") if is_sweep else [value])] for name, value in swept]
     for number, overrides in enumerate(product(*choices)):
-        check(composed(*overrides), trusted(overrides))
-        if number or any(name in " ".join(overrides) for name in ("trainer=ddp", "trainer=fsdp", "model=")):
-            continue  # one of a sweep is enough; large models and several ranks have tests of their own
-        small = [
-            name for name in SMALL if not (name.startswith(("model.", "tokenizer")) and "init_from=RUN" in overrides)
-        ]
-        if not any(override.startswith("data=") for override in overrides) and "task=" not in " ".join(overrides):
-            small += ["data=files", "data.train=book.txt"]  # the embedded corpus takes a while to read
-        config = composed(*small, *(one for one in overrides if not one.startswith("trainer.max_")))
-        values = execute(config, place / f"run-{abs(hash(tuple(overrides)))}", command_line=list(overrides))
-        assert values["step"] == 2
+        plain = [one for one in overrides if not one.startswith("hydra.")]
+        check(composed(*plain), trusted(plain))
+        typed = " ".join(overrides)
+        if number or any(name in typed for name in ELSEWHERE) or OTHER_ROWS.search(typed):
+            continue
+        if "task=classification" in typed and "data=" not in typed:
+            continue
+        folder = place / f"run-{abs(hash(tuple(overrides)))}"
+        untimed = [one for one in plain if not one.startswith(("trainer.max_", "datamodule.batch_size"))]
+        assert execute(composed(*shortened(overrides)), folder, command_line=untimed)["step"] == 2
 
 
-@pytest.mark.parametrize("arguments", commands("alignlab"), ids=" ".join)
-def test_verbs_parse(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", VERBS, ids=" ".join)
+def test_verbs(arguments: list[str], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(parser().parse_args(arguments).act)
+    if arguments[0] not in ("predict", "generate", "export"):
+        return  # explain, chat, plan and report have tests of their own
+    monkeypatch.chdir(place)
+    if arguments[0] == "predict":
+        arguments = [one if one != "RUN" else "runs/my_sorter" for one in arguments]
+    if arguments[0] == "generate":
+        arguments = [*arguments, "--max-new-tokens", "3"]
+    arguments = [str(tmp_path / "model") if one in ("FOLDER", "my_model") else one for one in arguments]
+    main(arguments)
+    if arguments[0] == "predict":
+        written = Path(arguments[arguments.index("--output") + 1]).read_text(encoding="utf-8").splitlines()
+        assert len(written) == 40
+        assert all(json.loads(line)["output"] in ("bill", "praise") for line in written)
+
+
+def test_the_exported_sorter_opens_in_transformers(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (line,) = [line for line in lines_of(ROOT / "README.md") if line.startswith("python -c")]
+    monkeypatch.chdir(place)
+    main(["export", "runs/my_sorter", str(tmp_path / "my_model")])
+    monkeypatch.chdir(tmp_path)
+    exec(shlex.split(line)[2], {})
+    assert re.search(r"'label': '(bill|praise)'", capsys.readouterr().out)
+
+
+def test_both_languages_hold_the_same_commands() -> None:
+    assert lines_of(ROOT / "README.zh.md") == lines_of(ROOT / "README.md")
+
+
+def test_documents_show_files_as_they_are() -> None:
+    shown = [
+        (document.name, name, content)
+        for document in DOCUMENTS
+        for name, content in re.findall(r"^```\w+ file=(\S+)\n(.*?)^```", document.read_text("utf-8"), re.M | re.S)
+    ]
+    assert len(shown) >= 4
+    for document, name, content in shown:
+        assert (ROOT / name).read_text(encoding="utf-8").rstrip("\n") == content.rstrip("\n"), f"{name} in {document}"
+
+
+def test_links_lead_somewhere() -> None:
+    for document in [*DOCUMENTS, ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{target} in {document.name}"
