@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "callbacks": {"explain", "tasks", "batch", "generate", "models", "checkpoint", "metrics", "tuning", "data", "text"},
     "commandline": set(),
 }
-COMPOSERS = {"sweep", "build", "run", "launch", "stages", "trainer", "cli", "child"}
+COMPOSERS = {"plan", "sweep", "build", "run", "launch", "stages", "trainer", "cli", "child"}
 
 
 def part(path: Path) -> str:
@@ -80,6 +80,7 @@ def test_nothing_below_composes() -> None:
 
 def test_only_the_top_knows_hydra() -> None:
     inputs = {
+        "plan",
         "sweep",
         "build",
         "commandline",

@@ -11,8 +11,9 @@ from alignlab.errors import UserError, guard, mistaken
 
 PREDICT = "Answer each row of a file with a trained model."
 EXPLAIN = "Show what a model makes of one text: one page, offline, with loss, next tokens, layers and attention."
-TEST = "Measure a trained model, or one that never was, on a test split; options as for train.py."
 REPORT = "Rank runs, with means over seeds and the best of each task; writes report.csv, report.png and curves.png."
+PLAN = "Say what a run would take of memory and time, without training; options as for train.py."
+TEST = "Measure a trained model, or one that never was, on a test split; options as for train.py."
 COMPARE = "Let two models answer the same prompts; a reward model's run or a reward function says which is better."
 EXPORT = "Write a trained model for others; a run with tuning=lora as an adapter unless --merge."
 
@@ -116,6 +117,15 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("folders", metavar="DIR", nargs="+", help="a sweep, runs/TASK, runs: whatever holds runs")
     verb.add_argument("--output", default=None, metavar="DIR", help="where the files go (default: the first DIR)")
     verb.set_defaults(act=report)
+    verb = verbs.add_parser("plan", help="what a run would take", description=PLAN)
+    verb.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="such as model=llama_8b trainer=fsdp")
+    verb.add_argument("--gpu", default=None, metavar="NAME", help="such as h100 (default: what the run would use here)")
+    verb.add_argument("--count", type=int, default=None, help="of GPUs (default: what trainer.devices says)")
+    verb.add_argument(
+        "--mfu", type=float, default=0.4, help="share of a GPU's peak that is used (default: %(default)s)"
+    )
+    verb.add_argument("--json", action="store_true", help="plain values in place of tables")
+    verb.set_defaults(act=plan)
     return top
 
 
@@ -142,6 +152,25 @@ def chat(options: argparse.Namespace) -> None:
     sampling = Sampling(**{name: getattr(options, name) for name in names})
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     hold(options.model, device=device, sampling=sampling, system=options.system)
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Prints what a run would take."""
+    import json
+
+    from alignlab.plan.arguments import composed
+
+    composed(options.overrides)  # a mistake is told before torch is imported
+    from rich.console import Console
+
+    from alignlab.plan.page import show, values
+    from alignlab.plan.planning import plan as planned
+
+    found = planned(options.overrides, gpu_name=options.gpu, count=options.count, utilization=options.mfu)
+    if options.json:
+        print(json.dumps(values(found), indent=1))
+    else:
+        show(found, Console())
 
 
 def report(options: argparse.Namespace) -> None:
