@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import train
 
-TOPICS = {"ag_news": ("Sports", "World")}
+TOPICS = {"ag_news": ("Sports", "World"), "thucnews": ("体育", "财经")}
 SMALL = (
     "model.layers=1", "model.width=32", "model.heads=2", "tokenizer.vocab_size=300", "trainer.max_steps=2",
     "trainer.precision=32-true", "callbacks=none", "logger=none", "hydra.run.dir=run",
