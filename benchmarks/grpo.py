@@ -54,8 +54,8 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
         drawing.append(time.perf_counter() - start)
         return answers
 
-    grpo.GroupPolicy._count = counted  # type: ignore[method-assign]
-    grpo.generate_all = drawn  # type: ignore[assignment]
+    grpo.GroupPolicy._count = counted  # type: ignore[method-assign]  # times the real policy's rollouts
+    grpo.generate_all = drawn  # type: ignore[assignment]  # and its generator
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", prepare(overrides))
     with tempfile.TemporaryDirectory() as folder:

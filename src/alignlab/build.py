@@ -56,18 +56,12 @@ def architecture(config: DictConfig, start: Origin | None, vocabulary: int, comm
     known = start.config.to_dict()
     for override in command_line:
         name, _, value = override.lstrip("+").partition("=")
-        other = [key for key in known if key != "dropout" and config.model.get(key, known[key]) != known[key]]
-        if name == "model" and other:
-            raise ValueError(
-                f"model={value} has {config.model[other[0]]} {other[0]}, but {start.path} was made with "
-                f"{known[other[0]]}; leave model out: the architecture comes with init_from"
-            )
-        field = name.removeprefix("model.")
-        if name.startswith("model.") and field in known and field != "dropout":
-            wanted = OmegaConf.select(config, name)
-            if wanted != known[field]:
+        fields = known if name == "model" else {name.removeprefix("model.")} if name.startswith("model.") else set()
+        for field in known:
+            wanted = config.model.get(field, known[field])
+            if field in fields and field != "dropout" and wanted != known[field]:
                 raise ValueError(
-                    f"{name} is {value}, but {start.path} was made with {known[field]}; "
+                    f"{name}={value} gives {wanted} {field}, but {start.path} was made with {known[field]}; "
                     f"leave {name} out: the architecture comes with init_from"
                 )
     return GPTConfig.from_dict({**known, "dropout": config.model.get("dropout", 0.0)})

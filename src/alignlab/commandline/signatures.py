@@ -255,7 +255,7 @@ def _read(module: str, file: Path) -> Source:
         elif isinstance(statement, Scope):
             names[statement.name] = statement
         elif type(statement).__name__ == "TypeAlias":  # Python 3.12: type Name = ...
-            names[statement.name.id] = statement  # type: ignore[attr-defined]
+            names[statement.name.id] = statement  # type: ignore[attr-defined]  # a class that 3.11's stubs lack
     return Source(module, file.name == "__init__.py", names, tuple(stars))
 
 

@@ -24,6 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from alignlab.paths import cache_folder
 from alignlab.text.spelling import BYTE_ALPHABET, TextStream, is_byte_level, token_bytes
+from alignlab.text.tokenizer_files import content, first_known, id_list, read_core, read_json, write_json
 from alignlab.types import PositiveInt
 
 log = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ class Tokenizer:
         if len(self.stops) > 1:
             config["stop_tokens"] = list(self.stops)  # ours; transformers keeps these in generation_config.json
         (folder / "tokenizer.json").write_text(self._json, encoding="utf-8")
-        _write_json(folder / "tokenizer_config.json", config)
+        write_json(folder / "tokenizer_config.json", config)
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
@@ -198,21 +199,21 @@ class Tokenizer:
         Raises ValueError when tokenizer.json is missing or broken, or when nothing names the end of a text.
         """
         folder = Path(folder)
-        core = _read_core(folder / "tokenizer.json")
-        config = _read_json(folder / "tokenizer_config.json")
-        config |= {k: v for k, v in _read_json(folder / "special_tokens_map.json").items() if k not in config}
-        model, generation = _read_json(folder / "config.json"), _read_json(folder / "generation_config.json")
-        ends = [*_ids(generation.get("eos_token_id")), *_ids(model.get("eos_token_id"))]
+        core = read_core(folder / "tokenizer.json")
+        config = read_json(folder / "tokenizer_config.json")
+        config |= {k: v for k, v in read_json(folder / "special_tokens_map.json").items() if k not in config}
+        model, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
+        ends = [*id_list(generation.get("eos_token_id")), *id_list(model.get("eos_token_id"))]
         stops = [name for name in (core.id_to_token(number) for number in ends) if name]
         stops += config.get("stop_tokens", [])
-        eos = _content(config.get("eos_token")) or next(iter(stops), None) or _foreign_end(core)
+        eos = content(config.get("eos_token")) or next(iter(stops), None) or first_known(core, _FOREIGN_ENDS)
         if eos is None:
             raise ValueError(f"{folder} names no end-of-text token; expected eos_token in its tokenizer_config.json")
         template = folder / "chat_template.jinja"
         chat = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
         if isinstance(chat, list):  # several named templates; the one called default is the chat
             chat = next((entry["template"] for entry in chat if entry.get("name") == "default"), None)
-        bos, pad = _content(config.get("bos_token")), _content(config.get("pad_token"))
+        bos, pad = content(config.get("bos_token")), content(config.get("pad_token"))
         return cls(core=core, eos=eos, bos=bos, pad=pad, stops=stops, chat_template=chat)
 
 
@@ -253,7 +254,7 @@ class BPE:
         path = cache_folder() / "tokenizers" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
         if path.is_file():
             try:
-                return _own(_read_core(path))
+                return _own(read_core(path))
             except ValueError as error:
                 log.warning("%s; training it again", error)
         core = self._train(texts())
@@ -294,10 +295,10 @@ class File:
         path = Path(self.path).expanduser()
         if path.is_dir():
             return Tokenizer.from_folder(path)
-        core = _read_core(path)
+        core = read_core(path)
         if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
             return Tokenizer.from_folder(path.parent)
-        eos = _foreign_end(core)
+        eos = first_known(core, _FOREIGN_ENDS)
         if eos is None:
             core.add_special_tokens([END])
         pad = PAD if core.token_to_id(PAD) is not None else None
@@ -316,35 +317,3 @@ def _up_to(texts: Iterable[str], limit: int) -> Iterator[str]:
         limit -= len(text)
         if limit <= 0:
             return
-
-
-def _foreign_end(core: tokenizers.Tokenizer) -> str | None:
-    return next((name for name in _FOREIGN_ENDS if core.token_to_id(name) is not None), None)
-
-
-def _content(token: str | dict | None) -> str | None:
-    """A special token's text: old folders hold a string, others {"content": ...}."""
-    return token["content"] if isinstance(token, dict) else token
-
-
-def _ids(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else value if isinstance(value, list) else [value]
-
-
-def _read_core(path: Path) -> tokenizers.Tokenizer:
-    if not path.is_file():
-        raise ValueError(
-            f"tokenizer file {str(path)!r} does not exist; expected a tokenizer.json of the tokenizers library"
-        )
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust side raises bare Exception
-        raise ValueError(f"{str(path)!r} is not a readable tokenizer.json: {error}") from error
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
