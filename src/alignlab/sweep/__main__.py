@@ -1,5 +1,6 @@
 """`python -m alignlab.sweep FOLDER`: the job of a sweep whose configuration is frozen in FOLDER, as a process."""
 
+import fcntl
 import os
 import signal
 import sys
@@ -16,9 +17,14 @@ LOOK = 1.0  # seconds
 
 
 def main(folder: Path) -> None:
-    """Trains, and writes down what came of it; stops as after SIGTERM when the process of the sweep is gone."""
+    """Trains, and writes down what came of it; stops as after SIGTERM when the process of the sweep is gone.
+
+    Waits while another process trains there: one that a killed sweep left, or that stands in a queue twice.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's word to the whole job that time is up; our parent answers
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
-    with guard():
+    with guard(), open(folder / ".hydra" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         config = OmegaConf.load(folder / ".hydra" / "config.yaml")
         assert isinstance(config, DictConfig)
         attempt(config, folder, [str(one) for one in OmegaConf.load(folder / ".hydra" / "overrides.yaml")])

@@ -55,18 +55,38 @@ class Search(Parallel):
         return self.prune and (self.objectives is None or len(self.objectives) == 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Slurm:
+    """Jobs in Slurm's queue, no more than `jobs` of them at once, each on one node with what is said here.
+
+    `threads` are processors and `gpus` a number of them; `sbatch` has further options of sbatch by their names. After
+    `minutes` a job writes a checkpoint, goes back to the queue and goes on, up to `restarts` times. With `cluster`
+    local all jobs run on this machine at once, without Slurm: to try what would be sent.
+    """
+
+    cluster: Literal["slurm", "local"] = "slurm"
+    jobs: PositiveInt = 16
+    threads: PositiveInt = 4
+    gpus: NonNegativeInt = 0
+    memory_gb: PositiveInt | None = None
+    minutes: PositiveInt = 240
+    restarts: NonNegativeInt = 10
+    partition: str | None = None
+    sbatch: dict[str, str] | None = None
+
+
 def storage(path: str) -> str:
     """The address of a study's file."""
     return f"sqlite:///{path}"
 
 
-def settings_of(config: DictConfig) -> Parallel:
+def settings_of(config: DictConfig) -> Parallel | Slurm:
     """What `sweep` of a composed configuration says, checked; the defaults where it says nothing."""
     if not config.get("sweep"):
         return Parallel()
     check(OmegaConf.create({"sweep": config.sweep}))
     plain: Any = OmegaConf.to_container(config.sweep, resolve=True)
-    sorts = {f"{sort.__module__}.{sort.__qualname__}": sort for sort in (Parallel, Search)}
+    sorts = {f"{sort.__module__}.{sort.__qualname__}": sort for sort in (Parallel, Search, Slurm)}
     if (target := plain.pop("_target_", None)) not in sorts:
         raise UserError(f"sweep._target_ is {target}; expected one of {', '.join(sorts)}")
     return sorts[target](**plain)

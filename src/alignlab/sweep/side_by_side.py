@@ -1,4 +1,4 @@
-"""The jobs of a sweep as child processes with frozen configurations. Torch-free; knows nothing of Hydra's launchers."""
+"""The jobs of a sweep as processes with frozen configurations, here or in a queue. Torch-free; knows no Hydra."""
 
 import signal
 import sys
@@ -9,10 +9,11 @@ from omegaconf import DictConfig
 
 from alignlab.launch import freeze
 from alignlab.sweep import outcome
+from alignlab.sweep.cluster import Queue
 from alignlab.sweep.job import metric, refuse_others, say, swept
 from alignlab.sweep.outcome import Outcome
 from alignlab.sweep.pool import Pool
-from alignlab.sweep.settings import Parallel
+from alignlab.sweep.settings import Parallel, Slurm
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Job:
     overrides: list[str]
 
 
-def run_side_by_side(jobs: list[Job], settings: Parallel) -> list[float | None]:
+def run_side_by_side(jobs: list[Job], settings: Parallel | Slurm) -> list[float | None]:
     """Runs what is not done yet; returns the monitored metric of each. Exits with 128 + N after signal N.
 
     Raises UserError where a folder holds the run of other overrides, before anything starts.
@@ -41,21 +42,36 @@ def run_side_by_side(jobs: list[Job], settings: Parallel) -> list[float | None]:
         outcome.write(job.folder, Outcome(status="waiting"))
         missing.append(job)
     by_folder = {job.folder: job for job in missing}
-    pool = Pool(
-        size=settings.jobs or 1,
-        command=lambda folder: [sys.executable, "-m", "alignlab.sweep", str(folder)],
-        environment=settings.environment,
-        started=lambda folder: say(f"job {folder.name}: {' '.join(swept(folder, by_folder[folder].overrides))}"),
-        ended=lambda folder, code: _ended(by_folder[folder], code),
-    )
-    pool.run([job.folder for job in missing])
+
+    def started(folder: Path) -> None:
+        say(f"job {folder.name}: {' '.join(swept(folder, by_folder[folder].overrides))}")
+
+    def ended(folder: Path, how: str) -> None:
+        _ended(by_folder[folder], how)
+
+    runner: Pool | Queue
+    if isinstance(settings, Slurm):
+        runner = Queue(settings=settings, started=started, ended=ended)
+    else:
+        command = [sys.executable, "-m", "alignlab.sweep"]
+        runner = Pool(
+            size=settings.jobs or 1,
+            command=lambda folder: [*command, str(folder)],
+            environment=settings.environment,
+            started=started,
+            ended=lambda folder, code: ended(folder, _how(code)),
+        )
+    runner.run(list(by_folder))
     return [metric(job.config, job.folder) for job in jobs]
 
 
-def _ended(job: Job, code: int) -> None:
+def _how(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _ended(job: Job, how: str) -> None:
     told = outcome.read(job.folder)
     if told is None or told.status in ("waiting", "running"):  # it could not write down how it ended
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         told = Outcome(status="failed", error=f"{how}; see {job.folder / 'terminal.log'}")
         outcome.write(job.folder, told)
     value = metric(job.config, job.folder)
