@@ -18,7 +18,10 @@ ALWAYS = (
     "trainer.max_steps", "seed",
 )  # fmt: skip
 # what no result depends on
-NEVER = ("hydra.", "sweep", "resume", "logger", "callbacks", "trust", "eval_every", "checkpoint_every", "keep_", "test")
+NEVER = (
+    "hydra.", "sweep", "resume", "logger", "callbacks", "trust", "eval_every", "checkpoint_every", "keep_", "test",
+    "trainer.log_every", "trainer.enable",
+)  # fmt: skip
 
 Value = bool | int | float | str
 
@@ -35,7 +38,9 @@ def compare(trainer: L.Trainer, config: DictConfig, command_line: list[str], val
     """Logs what the run has reached, with its options, for the HPARAMS tab; to be called once, at the end."""
     from torch.utils.tensorboard.summary import hparams
 
-    reached = {name: float(value) for name, value in values.items() if _is_result(name, value)}
+    # few, for each is a chart of one dot; the last values of all others stand in the tab by themselves
+    wanted = {f"best/{config.monitor}", "train/seconds", *(name for name in values if name.startswith("test/"))}
+    reached = {name: float(value) for name, value in values.items() if name in wanted and _is_number(value)}
     for logger in _boards(trainer):
         _, start, end = hparams(hyperparameters(config, command_line), reached)
         for summary in (start, end):
@@ -62,9 +67,8 @@ def _value(config: DictConfig, name: str) -> Value | None:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _is_result(name: str, value: Any) -> bool:
-    is_number = isinstance(value, int | float) and math.isfinite(value)
-    return is_number and (name.startswith(("best/", "test/")) or name == "train/seconds")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _boards(trainer: L.Trainer) -> list[TensorBoardLogger]:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard import plugin_util
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 from tensorboard.util import tensor_util
 
+from alignlab.callbacks.samples import plain
 from alignlab.dashboard import hyperparameters
 from alignlab.sweep import curves
 from tests.conftest import composed
@@ -33,6 +35,7 @@ def test_final_metrics_stand_beside_the_options(tiny_run: Callable[..., dict[str
     (best,) = events.Scalars("best/val/loss")
     assert best.value == pytest.approx(values["best/val/loss"], rel=1e-6)
     assert best.step == 4
+    assert {name for name in events.Tags()["scalars"] if name.startswith("best/")} == {"best/val/loss"}
     assert json.loads((tmp_path / "run/metrics.json").read_text())["best/val/loss"] == values["best/val/loss"]
     assert [step for step, _ in curves.curve(tmp_path / "run", "val/loss")] == [2, 4]
 
@@ -56,3 +59,9 @@ def test_what_is_not_set_is_not_compared() -> None:
     assert (told["model.layers"], told["trainer.max_steps"]) == (3, 7)
     assert not {"logger", "sweep.jobs", "resume_with"} & told.keys()
     assert None not in told.values()
+
+
+def test_a_text_is_shown_as_it_is() -> None:
+    start, rest = plain("# a *b"), plain("_c_ <d> `e`\n\n1 & **2**")
+    shown = plugin_util.markdown_to_safe_html(f"<strong>{start}</strong>{rest}")
+    assert shown == "<p><strong># a *b</strong>_c_ &lt;d&gt; `e` ⏎  ⏎ 1 &amp; **2**</p>"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from alignlab.sweep import figure, table
 from alignlab.sweep.conduct import conclude, is_sweep, sweep_folder
-from alignlab.sweep.results import ranked, results_in, swept
+from alignlab.sweep.results import ranked, result, results_in, swept
 from tests.sweep.folders import made_up
 
 
@@ -69,7 +69,8 @@ def test_a_panel_for_each_option_numbers_that_span_much_on_a_logarithmic_axis(sw
     results = [one for one in results_in(sweep) if one.value is not None]
     figure.panel(panels[0], "optim.lr", results)
     figure.panel(panels[1], "optim", results)
-    figure.panel(panels[2], "optim.lr", results[1:])  # 0.1 is 10 times 0.01, not more
+    near = made_up(sweep / "11", "++optim.lr=0.09", best_val_loss=1.0)
+    figure.panel(panels[2], "optim.lr", [result(near, sweep), *results[2:]])  # 0.09 is 9 times 0.01
     assert [axes.get_xscale() for axes in panels] == ["log", "linear", "linear"]
     assert [text.get_text() for text in panels[1].get_xticklabels()] == ["adamw", "sgd"]
     (line,) = panels[1].get_lines()

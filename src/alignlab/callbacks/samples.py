@@ -1,6 +1,8 @@
 """What the model writes: continuations of validation texts, at each validation, as text in the logger."""
 
+import html
 import logging
+import re
 from typing import Any
 
 import lightning as L
@@ -47,7 +49,7 @@ class Samples(Callback):
         texts = self._texts(pl_module)
         for trained in trainer.loggers:
             if isinstance(trained, TensorBoardLogger):
-                shown = "\n\n".join(f"**{start}**{rest}" for start, rest in texts)
+                shown = "\n\n".join(f"<strong>{plain(start)}</strong>{plain(rest)}" for start, rest in texts)
                 trained.experiment.add_text("samples", shown, trainer.global_step)
         if trainer.global_step >= trainer.max_steps:
             for start, rest in texts[:2]:
@@ -64,3 +66,8 @@ class Samples(Callback):
             (tokenizer.decode(prompt), tokenizer.decode(one.ids))
             for prompt, one in zip(self.prompts, written, strict=True)
         ]
+
+
+def plain(text: str) -> str:
+    """`text` in one line of Markdown that shows every character of it; a line break as its sign."""
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(text, quote=False)).replace("\n", " ⏎ ")

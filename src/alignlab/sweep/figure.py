@@ -47,7 +47,7 @@ def panel(axes: "Axes", option: str, results: list[Result]) -> None:
     values = [one.value for one in results if one.value is not None]
     if all(value is not None for value in numbers):
         places = [value for value in numbers if value is not None]
-        if min(places) > 0 and max(places) / min(places) > SPAN:
+        if min(places) > 0 and max(places) / min(places) >= SPAN:
             axes.set_xscale("log")
     else:
         names = list(dict.fromkeys(texts))
