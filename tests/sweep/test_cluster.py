@@ -24,13 +24,13 @@ from alignlab.sweep.outcome import Outcome
 from alignlab.sweep.settings import Slurm, settings_of
 from tests.conftest import ROOT, TINY, composed, train
 from tests.sweep.folders import made_up
-from tests.sweep.test_processes import options, rows_of
+from tests.sweep.test_processes import options, rows_of, statuses, until
 
 
 def test_a_sweep_goes_through_the_queue(tmp_path: Path, corpus: Path) -> None:
     arguments = (
         "-m", "sweep=slurm", "sweep.cluster=local", "sweep.threads=1", *options(corpus), "model.width=32,33",
-        "hydra.sweep.dir=sweep",
+        "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "hydra.sweep.dir=sweep",
     )  # fmt: skip
     run = train(*arguments, folder=tmp_path, environment={"SLURM_PROCID": "0", "SLURM_NTASKS": "1"})
     assert run.returncode == 1, run.stderr
@@ -39,8 +39,27 @@ def test_a_sweep_goes_through_the_queue(tmp_path: Path, corpus: Path) -> None:
     good, bad = rows_of(tmp_path / "sweep")
     assert (good["model.width"], good["status"]) == ("32", "done")
     assert "model.width 33 is not a multiple" in bad["error"]
+    assert " on rank 1" in (tmp_path / "sweep/0/run.log").read_text()  # though Slurm says that there is one
     again = train("resume=sweep", folder=tmp_path)
     assert "job 0: done before" in again.stderr
+
+
+def test_a_sweep_goes_to_ray(tmp_path: Path, corpus: Path) -> None:
+    pytest.importorskip("ray")
+    arguments = ("-m", "sweep=ray", *options(corpus), "model.width=32,33", "hydra.sweep.dir=sweep")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments, "trainer.max_steps=100000", "eval_every=20"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    sweep = tmp_path / "sweep"
+    until(lambda: (sweep / "0/checkpoints/last.ckpt").is_file() and "failed" in statuses(sweep), process)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=100)
+    assert process.returncode == 143, told
+    stopped, bad = rows_of(sweep)
+    assert stopped["status"] == "stopped", told
+    assert "model.width 33 is not a multiple" in bad["error"]
+    assert "go on with what is missing: python train.py resume=" in told
 
 
 def test_a_job_whose_time_is_up_goes_on(tmp_path: Path, corpus: Path) -> None:
@@ -59,6 +78,7 @@ def test_a_job_whose_time_is_up_goes_on(tmp_path: Path, corpus: Path) -> None:
         os.kill(process, signal.SIGUSR2)  # Slurm tells every process of a job
     assert job.result() == 0
     log = (folder / "run.log").read_text(encoding="utf-8")
+    assert log.count("go on with: python train.py") == 1  # it stopped by itself, after a whole step
     assert log.count("going on from") == 1
     assert json.loads((folder / "metrics.json").read_text())["step"] == 800
     assert outcome.read(folder) == Outcome(status="done")

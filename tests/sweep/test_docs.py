@@ -44,4 +44,4 @@ def test_every_command_works(tmp_path: Path, corpus: Path, capsys: pytest.Captur
         sweep = tmp_path / told
         assert {row["status"] for row in rows_of(sweep)} <= {"done", "pruned"}
         seen.append(len(rows_of(sweep)))
-    assert seen == [4, 2, 2, 2, 2, 2, 2, 2, 3, 2]
+    assert seen == [4, 2, 2, 2, 2, 2, 2, 2, 3, 2, 2]

@@ -48,8 +48,9 @@ class Submitted:
             while (code := self.process.poll()) is None:  # not `wait`, which holds a lock that `checkpoint` may need
                 time.sleep(WAIT)
         finally:
-            if self.process.poll() is None:
+            if self.process.poll() is None:  # it was interrupted
                 self.process.terminate()
+                self.process.wait()
         return code
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":

@@ -75,18 +75,31 @@ class Slurm:
     sbatch: dict[str, str] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ray:
+    """Jobs on the machines of a Ray cluster, no more than `jobs` at once, each with `threads` processors and `gpus`.
+
+    `address` is the cluster's, or auto for the one that runs on this machine; null starts one here for the sweep.
+    """
+
+    jobs: PositiveInt = 16
+    threads: PositiveInt = 1
+    gpus: NonNegativeInt = 0
+    address: str | None = None
+
+
 def storage(path: str) -> str:
     """The address of a study's file."""
     return f"sqlite:///{path}"
 
 
-def settings_of(config: DictConfig) -> Parallel | Slurm:
+def settings_of(config: DictConfig) -> Parallel | Slurm | Ray:
     """What `sweep` of a composed configuration says, checked; the defaults where it says nothing."""
     if not config.get("sweep"):
         return Parallel()
     check(OmegaConf.create({"sweep": config.sweep}))
     plain: Any = OmegaConf.to_container(config.sweep, resolve=True)
-    sorts = {f"{sort.__module__}.{sort.__qualname__}": sort for sort in (Parallel, Search, Slurm)}
+    sorts = {f"{sort.__module__}.{sort.__qualname__}": sort for sort in (Parallel, Search, Slurm, Ray)}
     if (target := plain.pop("_target_", None)) not in sorts:
         raise UserError(f"sweep._target_ is {target}; expected one of {', '.join(sorts)}")
     return sorts[target](**plain)

@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 from alignlab.launch import freeze
 from alignlab.sweep import outcome
 from alignlab.sweep.cluster import Queue
+from alignlab.sweep.fleet import Fleet
 from alignlab.sweep.job import metric, refuse_others, say, swept
 from alignlab.sweep.outcome import Outcome
 from alignlab.sweep.pool import Pool
-from alignlab.sweep.settings import Parallel, Slurm
+from alignlab.sweep.settings import Parallel, Ray, Slurm
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Job:
     overrides: list[str]
 
 
-def run_side_by_side(jobs: list[Job], settings: Parallel | Slurm) -> list[float | None]:
+def run_side_by_side(jobs: list[Job], settings: Parallel | Slurm | Ray) -> list[float | None]:
     """Runs what is not done yet; returns the monitored metric of each. Exits with 128 + N after signal N.
 
     Raises UserError where a folder holds the run of other overrides, before anything starts.
@@ -49,9 +50,11 @@ def run_side_by_side(jobs: list[Job], settings: Parallel | Slurm) -> list[float 
     def ended(folder: Path, how: str) -> None:
         _ended(by_folder[folder], how)
 
-    runner: Pool | Queue
+    runner: Pool | Queue | Fleet
     if isinstance(settings, Slurm):
         runner = Queue(settings=settings, started=started, ended=ended)
+    elif isinstance(settings, Ray):
+        runner = Fleet(settings=settings, started=started, ended=ended)
     else:
         command = [sys.executable, "-m", "alignlab.sweep"]
         runner = Pool(
