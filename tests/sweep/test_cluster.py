@@ -40,8 +40,6 @@ def test_a_sweep_goes_through_the_queue(tmp_path: Path, corpus: Path) -> None:
     assert (good["model.width"], good["status"]) == ("32", "done")
     assert "model.width 33 is not a multiple" in bad["error"]
     assert " on rank 1" in (tmp_path / "sweep/0/run.log").read_text()  # though Slurm says that there is one
-    again = train("resume=sweep", folder=tmp_path)
-    assert "job 0: done before" in again.stderr
 
 
 def test_a_sweep_goes_to_ray(tmp_path: Path, corpus: Path) -> None:

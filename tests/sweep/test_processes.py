@@ -52,15 +52,15 @@ def rows_of(sweep: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def alive(sweep: Path) -> list[str]:
-    """Processes of jobs of `sweep`."""
+def alive(folder: Path, module: str = "alignlab.sweep") -> list[str]:
+    """Processes that `module` runs in `folder`."""
     told = []
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = place.read_bytes().decode().split("\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        told += [word for word in words if "alignlab.sweep" in words and word.startswith(str(sweep))]
+        told += [word for word in words if module in words and word.startswith(str(folder))]
     return told
 
 
