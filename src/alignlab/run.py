@@ -6,12 +6,14 @@ as `python -m alignlab.run FOLDER`. It knows nothing of how the configuration wa
 
 import json
 import logging
+import signal
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab import checkpoint as files
@@ -74,6 +76,8 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     torch.manual_seed(config.seed + 1_000_003 * trainer.global_rank)  # each rank its own dropout
     try:
         trainer.fit(parts.task, datamodule=parts.data, ckpt_path=newest)
+    except SIGTERMException:  # inside a validation; it is a SystemExit that says all is well
+        raise Stopped(signal.SIGTERM) from None
     except Pruned:
         compare(trainer, config, command_line or [], callbacks.record.values)
         raise

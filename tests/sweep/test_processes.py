@@ -37,13 +37,13 @@ def statuses(sweep: Path) -> list[str]:
     return [told.status for one in sweep.glob("*/") if (told := outcome.read(one)) is not None]
 
 
-def until(holds: Callable[[], bool], process: subprocess.Popen, seconds: float = 200) -> None:
+def until(holds: Callable[[], bool], process: subprocess.Popen, seconds: float = 200, pause: float = 0.05) -> None:
     """Waits for what must come while `process` runs."""
     end = time.monotonic() + seconds
     while not holds():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def rows_of(sweep: Path) -> list[dict[str, str]]:
@@ -147,3 +147,20 @@ def test_two_sweeps_of_the_same_second_share_nothing(tmp_path: Path, corpus: Pat
         configs = [(folder / name / ".hydra/config.yaml").read_text() for name in "01"]
         seeds.append({line for text in configs for line in text.splitlines() if line.startswith("seed: ")})
     assert sorted(map(sorted, seeds)) == [["seed: 1"], ["seed: 2"]]
+
+
+def test_a_signal_after_the_last_step_is_no_end(tmp_path: Path, corpus: Path) -> None:
+    arguments = [*options(corpus), f"hydra.run.dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments, "eval_every=4"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = tmp_path / "run/metrics.json"
+    until(metrics.is_file, process, pause=0.001)  # it stands there before the validation has ended for the trainer
+    process.terminate()
+    _, told = process.communicate(timeout=100)
+    is_whole = "train/seconds" in json.loads(metrics.read_text())
+    assert process.returncode in ((0, 143, -15) if is_whole else (143, -15)), told
+    again = train(f"resume={tmp_path / 'run'}", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "train/seconds" in json.loads(metrics.read_text())
