@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
-CHUNK_LOGITS = 2**24  # 64 MB of fp32: enough rows to keep a matrix product busy, small beside a model that needs chunks
+CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**24}  # 8 MB of fp32 stay in a CPU's cache; 64 MB keep a GPU's products busy
 
 Unembed = Callable[[Tensor], Tensor]
 
@@ -88,7 +88,7 @@ def _targeted(hidden: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[
 def _chunk(unembed: Unembed, hidden: Tensor) -> int:
     """Targets whose logits fill `CHUNK_LOGITS`; a product over zero rows tells V at no cost."""
     with torch.no_grad():
-        return max(1, CHUNK_LOGITS // unembed(hidden[:0]).shape[-1])
+        return max(1, CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"]) // unembed(hidden[:0]).shape[-1])
 
 
 def _is_sharded(unembed: Unembed) -> bool:
@@ -142,12 +142,12 @@ def _chunk_gradient(
     logits: Tensor, targets: Tensor, weights: Tensor | None, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """Loss of one chunk and its gradient with respect to the logits: w (p - (1 - e) onehot - e / V), (C, V)."""
-    log_probs = F.log_softmax(_full(logits), dim=-1)
-    nll = -(1 - label_smoothing) * log_probs.gather(1, targets[:, None]).squeeze(1)
+    logits = _full(logits)
+    gradient = logits.softmax(dim=-1)
+    log_sum = logits.amax(dim=-1) - gradient.amax(dim=-1).log()  # of exponentials, which are taken once
+    nll = log_sum - (1 - label_smoothing) * logits.gather(1, targets[:, None]).squeeze(1)
     if label_smoothing:
-        nll = nll - label_smoothing * log_probs.mean(-1)
-    gradient = log_probs.exp_()
-    if label_smoothing:
+        nll = nll - label_smoothing * logits.mean(-1)
         gradient.sub_(label_smoothing / gradient.shape[-1])
     gradient[torch.arange(len(targets), device=targets.device), targets] -= 1 - label_smoothing
     if weights is not None:

@@ -119,8 +119,12 @@ def _compare(now: dict[str, Any], before: dict[str, Any], allowed: Any) -> None:
 
 def _describe(config: DictConfig, parts: Parts, trainer: L.Trainer, horizon: int) -> None:
     model = parts.task.model
+    versions = {name.rpartition("/")[2]: value for name, value in parts.facts.items() if "/version/" in name}
     for name, value in parts.facts.items():
-        log.info("data  %s: %s", name, f"{value:,}" if isinstance(value, int) else value)
+        if "/version/" not in name:
+            log.info("data  %s: %s", name, f"{value:,}" if isinstance(value, int) else value)
+    if versions:
+        log.info("data  versions: %s", ", ".join(f"{name} {value}" for name, value in versions.items()))
     per_epoch = parts.data.steps_per_epoch(trainer.world_size)
     log.info(
         "model  %s parameters; vocabulary %d, context %d",

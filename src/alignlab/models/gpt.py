@@ -10,16 +10,15 @@ It knows nothing of text, losses, tasks or optimizers.
 # Dh head width, F feed-forward units, V vocabulary
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from alignlab.models.cache import KVCache
 from alignlab.models.config import GPTConfig
+from alignlab.models.kernels import gelu_tanh, rms_norm, squared_relu
 from alignlab.models.rotary import Rotary, rotate
 
 EMBEDDING_STD = 0.02
@@ -41,8 +40,7 @@ class Norm(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.is_layer:
             return F.layer_norm(hidden, self.size, self.weight, self.bias, self.eps)
-        # one type for both: with two, torch leaves its fused kernel
-        return F.rms_norm(hidden, self.size, self.weight.to(hidden.dtype), self.eps)
+        return rms_norm(hidden, self.weight, self.eps)
 
 
 def is_short_bf16(query: Tensor) -> bool:
@@ -108,22 +106,6 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
-class SquaredReLU(torch.autograd.Function):
-    """relu(x)^2, whose gradient 2 relu(x) takes two passes over memory instead of torch's four."""
-
-    @staticmethod
-    def forward(ctx: Any, units: Tensor) -> Tensor:
-        positive = F.relu(units)
-        ctx.save_for_backward(positive)
-        return positive.square()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return (gradient * positive).mul_(2)
-
-
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020), GELU, or squared ReLU (So et al. 2021)."""
 
@@ -140,8 +122,8 @@ class FeedForward(nn.Module):
         if self.gate is not None:
             return self.down(F.silu(self.gate(hidden)) * units)
         if self.activation == "relu2":
-            return self.down(SquaredReLU.apply(units))
-        return self.down(F.gelu(units, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
+            return self.down(squared_relu(units))
+        return self.down(gelu_tanh(units) if self.activation == "gelu_tanh" else F.gelu(units))
 
 
 class Block(nn.Module):

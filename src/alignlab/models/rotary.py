@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.models.config import GPTConfig
+from alignlab.models.kernels import rotated
 
 
 def rotate(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Turns each pair of (B, H, T, Dh) by its angle; `rotation` holds cosines and sines, (B or 1, 1, T, Dh)."""
     cosine, sine = rotation
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cosine.to(heads.dtype) + torch.cat((-second, first), dim=-1) * sine.to(heads.dtype)
+    return rotated(heads, cosine.to(heads.dtype), sine.to(heads.dtype))
 
 
 class Rotary(nn.Module):

@@ -62,7 +62,7 @@ class Run:
     def measure(self, rows: int) -> Memory:
         """The memory with `rows` rows in a micro-batch."""
         length = batch_of(self.known.data, self.widths.widest, 1).ids.shape[1]
-        is_long = length * (self.known.model_config.vocabulary or 0) >= CHUNK_LOGITS  # then each row adds the same
+        is_long = length * (self.known.model_config.vocabulary or 0) >= CHUNK_LOGITS["cuda"]  # each row adds the same
         is_line = is_long and rows > 2 and not self.device.is_cpu
         found = along(self._found(1), self._found(2), rows - 1) if is_line else self._found(rows)
         return memory_of(

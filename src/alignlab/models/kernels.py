@@ -1,0 +1,138 @@
+"""Elementwise steps of the backbone with gradients that read and write memory fewer times than autograd's.
+
+On a CPU these steps are bound by memory, and make up a third of a small model's training time. Each is the formula in
+its docstring, to rounding; compiled models and GPUs have fused kernels of their own, and so have half types.
+Knows nothing of layers.
+"""
+
+# N rows, D width, B batch, H heads, T tokens, Dh head width
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SLOPE = 2 * math.sqrt(2 / math.pi)  # of the sigmoid's argument at 0
+CUBIC = 0.044715
+
+
+def is_plain(values: Tensor) -> bool:
+    """Whether `values` are computed op by op in fp32 or fp64 on a CPU, where passes over memory count."""
+    is_full = values.dtype in (torch.float32, torch.float64) and values.device.type == "cpu"
+    return is_full and not torch.compiler.is_compiling()
+
+
+def gelu_tanh(units: Tensor) -> Tensor:
+    """units/2 (1 + tanh(sqrt(2/pi) (units + 0.044715 units^3))) (Hendrycks and Gimpel 2016), of any shape."""
+    return _GeluTanh.apply(units) if is_plain(units) else F.gelu(units, approximate="tanh")
+
+
+def squared_relu(units: Tensor) -> Tensor:
+    """relu(units)^2 (So et al. 2021), of any shape."""
+    return _SquaredRelu.apply(units)
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """hidden / sqrt(mean(hidden^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), (..., D)."""
+    if is_plain(hidden) and hidden.dtype == weight.dtype:
+        return _RMSNorm.apply(hidden, weight, eps)
+    # one type for both: with two, torch leaves its fused kernel
+    return F.rms_norm(hidden, weight.shape, weight.to(hidden.dtype), eps)
+
+
+def rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """heads * cosine + (-second half, first half) * sine, (B, H, T, Dh); cosine and sine (B or 1, 1, T, Dh).
+
+    The two halves of `cosine` are equal, and those of `sine`: a pair turns by one angle.
+    """
+    if is_plain(heads):
+        return _Rotation.apply(heads, cosine, sine)
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosine + torch.cat((-second, first), dim=-1) * sine
+
+
+class _GeluTanh(torch.autograd.Function):
+    """As units * sigmoid(s (units + c units^3)), which needs an exponential where tanh costs three times as much."""
+
+    @staticmethod
+    def forward(ctx: Any, units: Tensor) -> Tensor:
+        square = units * units
+        open_share = (square * (SLOPE * CUBIC)).add_(SLOPE).mul_(units).sigmoid_()
+        output = units * open_share
+        if ctx.needs_input_grad[0]:  # the derivative while all of it is at hand: one tensor is kept, as by torch
+            shut = torch.addcmul(output, output, open_share, value=-1)
+            ctx.save_for_backward(square.mul_(3 * SLOPE * CUBIC).add_(SLOPE).mul_(shut).add_(open_share))
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (derivative,) = ctx.saved_tensors
+        return gradient * derivative
+
+
+class _SquaredRelu(torch.autograd.Function):
+    """The gradient, 2 relu(units), takes two passes over memory instead of torch's four."""
+
+    @staticmethod
+    def forward(ctx: Any, units: Tensor) -> Tensor:
+        positive = F.relu(units)
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (gradient * positive).mul_(2)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With n = hidden r and r = 1 / sqrt(mean(hidden^2) + eps): d hidden = r (g w - n mean(g w n)), d w = sum g n."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+        scale = norm.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
+        normalized = hidden * scale
+        ctx.save_for_backward(normalized, weight, scale)
+        return normalized * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        normalized, weight, scale = ctx.saved_tensors
+        of_hidden = of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.linalg.vecdot(gradient.flatten(0, -2), normalized.flatten(0, -2), dim=0)
+        if ctx.needs_input_grad[0]:
+            weighted = gradient * weight
+            mean = torch.linalg.vecdot(weighted, normalized).div_(weight.shape[0]).unsqueeze(-1)
+            of_hidden = weighted.addcmul_(normalized, mean, value=-1).mul_(scale)
+        return of_hidden, of_weight, None
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient turns back by the same angles, so nothing of the heads is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _turned(heads, cosine, sine, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _turned(gradient, cosine, sine, -1), None, None
+
+
+def _turned(heads: Tensor, cosine: Tensor, sine: Tensor, direction: int) -> Tensor:
+    output, half = heads * cosine, heads.shape[-1] // 2
+    first, second = heads.split(half, dim=-1)
+    output[..., :half].addcmul_(second, sine[..., :half], value=-direction)
+    output[..., half:].addcmul_(first, sine[..., half:], value=direction)
+    return output
