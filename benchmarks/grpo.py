@@ -1,11 +1,15 @@
 """One GRPO iteration, rollout and update, against trl's trainer on a Llama of the same shape.
 
     python benchmarks/grpo.py
-    python benchmarks/grpo.py --shape 4x128 --prompts 16 --samples 8 --tokens 64 --rounds 3
+    python benchmarks/grpo.py --asked 200 --rounds 3
+    python benchmarks/grpo.py --shape 6x256 --prompts 4 --samples 16
 
 Both start from fresh weights of the same shape in fp32, draw `samples` answers of at most `tokens` bytes to each of
-`prompts` additions, reward their length, and take one AdamW step. Rounds alternate, each in a process of its own; the
-first `warmup` iterations of a round are left out. What counts is answered tokens a second, for answers end by chance.
+`prompts` prompts, reward the share of the letter e, and take one AdamW step of GRPO without a reference. A prompt is an
+addition behind `asked` letters of a text. trl has its defaults but for what `theirs` names. Rounds alternate, each in a
+process of its own; the first `warmup` iterations of a round are left out. What counts is answered tokens a second, for
+answers end by chance. Beside it: answered tokens a second of our rollouts, rewards and all, over those of the bare
+generator, which answers the same prompts in the same process right after each of them.
 """
 
 import argparse
@@ -16,51 +20,88 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
+TEXT = "A box holds apples, pears and plums. " * 30
+
+
+def share(completions: list[str]) -> list[float]:
+    """What is rewarded: how much of an answer is the letter e."""
+    return [one.count("e") / max(1, len(one)) for one in completions]
+
+
+def prompts_of(options: argparse.Namespace) -> list[str]:
+    """Additions behind some words."""
+    from alignlab.rows.puzzles import Arithmetic
+
+    return [TEXT[: options.asked] + row["prompt"] for row in Arithmetic().read("train", "prompts")]
 
 
 def ours(options: argparse.Namespace) -> dict[str, float]:
     """Seconds an iteration and answered tokens a second of `python train.py task=grpo`, from inside its process."""
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     from hydra import compose, initialize_config_dir
 
     from alignlab.commandline import prepare
-    from alignlab.generate.engine import generate_all
     from alignlab.run import execute
-    from alignlab.tasks import grpo
 
-    layers, width = options.layers, options.width
     overrides = [
-        "task=grpo", "data=arithmetic", "tokenizer=bytes", f"model.layers={layers}", f"model.width={width}",
-        "model.heads=4", "model.context=256", f"task.samples={options.samples}",
-        f"task.max_new_tokens={options.tokens}",
-        f"datamodule.batch_size={options.prompts}", f"trainer.max_steps={options.steps}", "optim.lr=1e-5",
+        "task=grpo", "data=files", "tokenizer=bytes", f"model.layers={options.layers}", f"model.width={options.width}",
+        "model.heads=4", f"model.context={options.context}", f"task.samples={options.samples}",
+        f"task.max_new_tokens={options.tokens}", f"datamodule.max_length={options.context}",
+        f"datamodule.batch_size={options.prompts}", f"trainer.max_steps={options.steps}", "optim.lr=1e-6",
         "trainer.precision=32-true", "trainer.limit_val_batches=0", "test=false", "callbacks=none", "logger=none",
-        "task.rewards={length:{_target_:alignlab.rewards.Length}}", f"eval_every={options.steps + 1}",
-        f"checkpoint_every={options.steps + 1}",
+        "task.rewards={share:{_target_:grpo.rewarded,_partial_:true}}", f"eval_every={options.steps + 1}",
+        f"checkpoint_every={options.steps + 1}", "trust=[grpo]",
     ]  # fmt: skip
     marks: list[tuple[float, float]] = []
-    drawing = [0.0]
-    count, draw = grpo.GroupPolicy._count, generate_all
-
-    def counted(self: grpo.GroupPolicy, *given: object) -> None:
-        count(self, *given)  # type: ignore[arg-type]  # handed on as they are
-        marks.append((time.perf_counter(), self.rollout_tokens))
-
-    def drawn(*given: object, **named: object) -> object:
-        start = time.perf_counter()
-        answers = draw(*given, **named)  # type: ignore[arg-type]  # handed on as they are
-        drawing.append(time.perf_counter() - start)
-        return answers
-
-    grpo.GroupPolicy._count = counted  # type: ignore[method-assign]  # times the real policy's rollouts
-    grpo.generate_all = drawn  # type: ignore[assignment]  # and its generator
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", prepare(overrides))
+    rates: list[float] = []
+    _time_rollouts(marks, rates)
     with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "prompts.jsonl"
+        told = [json.dumps({"prompt": one, "reference": ""}) + "\n" for one in prompts_of(options)]
+        rows.write_text("".join(told), encoding="utf-8")
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose("config", prepare([*overrides, f"data.train={rows}"]))
         execute(config, Path(folder) / "run", command_line=overrides)
-    return _speed(marks, options.warmup) | {"drawing_share": sum(drawing[2:]) / (marks[-1][0] - marks[0][0])}
+    return _speed(marks, options.warmup) | {"of_bare": statistics.median(rates[options.warmup :])}
+
+
+def rewarded(prompts: list[str], completions: list[str], references: list[str | None]) -> list[float]:
+    """`share` as a reward of ours."""
+    return share(completions)
+
+
+def _time_rollouts(marks: list[tuple[float, float]], rates: list[float]) -> None:
+    """Notes the end of each step, and each rollout's speed over the bare generator's; the latter is not counted."""
+    from alignlab.tasks import grpo
+
+    roll_out, draw, step = grpo.GroupPolicy._roll_out, grpo.generate_all, grpo.GroupPolicy.on_train_batch_end
+    given: list[Any] = []
+    apart = [0.0]
+
+    def drawn(*args: Any, **named: Any) -> Any:
+        given[:] = [args, named]
+        return draw(*args, **named)
+
+    def rolled(self: grpo.GroupPolicy, batch: Any) -> None:
+        start = time.perf_counter()
+        roll_out(self, batch)
+        end = time.perf_counter()
+        with self.while_generating():
+            answers = draw(*given[0], **given[1])
+        apart[0] += (bare := time.perf_counter() - end)
+        tokens = sum(len(one.ids) for one in answers)
+        rates.append(self.rollout_tokens / (end - start) / (tokens / bare))
+
+    def ended(self: grpo.GroupPolicy, *args: Any) -> None:
+        step(self, *args)
+        marks.append((time.perf_counter() - apart[0], self.rollout_tokens))
+
+    grpo.generate_all = drawn
+    grpo.GroupPolicy._roll_out = rolled  # type: ignore[method-assign]  # times the real policy's rollouts
+    grpo.GroupPolicy.on_train_batch_end = ended  # type: ignore[method-assign]  # and its steps
 
 
 def theirs(options: argparse.Namespace) -> dict[str, float]:
@@ -69,7 +110,6 @@ def theirs(options: argparse.Namespace) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from alignlab.rows.puzzles import Arithmetic
     from alignlab.text.tokenizer import Bytes
 
     with tempfile.TemporaryDirectory() as folder:
@@ -77,30 +117,29 @@ def theirs(options: argparse.Namespace) -> dict[str, float]:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         shape = LlamaConfig(
             vocab_size=260, hidden_size=options.width, num_hidden_layers=options.layers, num_attention_heads=4,
-            intermediate_size=options.units, max_position_embeddings=256, tie_word_embeddings=True,
+            intermediate_size=options.units, max_position_embeddings=options.context, tie_word_embeddings=True,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
         )  # fmt: skip
         marks: list[tuple[float, float]] = []
         tokens = [0.0]
 
-        def length(completions: list[str], completion_ids: list[list[int]], **_: object) -> list[float]:
+        def reward(completions: list[str], completion_ids: list[list[int]], **_: object) -> list[float]:
             tokens[0] = float(sum(map(len, completion_ids)))
-            return [min(1.0, len(one) / 200) for one in completions]
+            return share(completions)
 
         class Clock(TrainerCallback):
             def on_step_end(self, *_: object, **__: object) -> None:
                 marks.append((time.perf_counter(), tokens[0]))
 
-        prompts = [f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
-                   for row in Arithmetic().read("train", "prompts")]  # fmt: skip
+        prompts = [f"<|im_start|>user\n{one}<|im_end|>\n<|im_start|>assistant\n" for one in prompts_of(options)]
         settings = GRPOConfig(
             output_dir=folder, per_device_train_batch_size=options.prompts * options.samples,
             num_generations=options.samples, max_completion_length=options.tokens, max_steps=options.steps,
-            learning_rate=1e-5, beta=0.0, loss_type="grpo", report_to=[], save_strategy="no", logging_strategy="no",
+            learning_rate=1e-6, beta=0.0, loss_type="grpo", report_to=[], save_strategy="no", logging_strategy="no",
             use_cpu=True, bf16=False, disable_tqdm=True, gradient_checkpointing=False,
         )  # fmt: skip
         GRPOTrainer(
-            model=LlamaForCausalLM(shape), reward_funcs=length, args=settings, processing_class=tokenizer,
+            model=LlamaForCausalLM(shape), reward_funcs=reward, args=settings, processing_class=tokenizer,
             train_dataset=Dataset.from_dict({"prompt": prompts}), callbacks=[Clock()],
         ).train()  # fmt: skip
     return _speed(marks, options.warmup)
@@ -116,12 +155,14 @@ def main() -> None:
     """Alternates the two, and prints medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="4x128", help="layers x width")
-    for name, value in (("prompts", 8), ("samples", 8), ("tokens", 64), ("steps", 12), ("warmup", 2), ("rounds", 3)):
+    for name, value in (("prompts", 8), ("samples", 8), ("tokens", 64), ("asked", 0), ("steps", 12), ("warmup", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contestant", choices=["ours", "trl"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.layers, options.width = map(int, options.shape.split("x"))
     options.units = -(-options.width * 8 // 3 // 64) * 64  # as the GPT's own default
+    options.context = options.asked + options.tokens + 64
     if options.contestant is not None:
         print(json.dumps({"ours": ours, "trl": theirs}[options.contestant](options)))
         return
@@ -138,8 +179,8 @@ def main() -> None:
     print(
         f"ours {speeds['ours']:,.0f}, trl {speeds['trl']:,.0f} answered tokens/s: {speeds['ours'] / speeds['trl']:.2f}x"
     )
-    share = statistics.median(one["drawing_share"] for one in found["ours"])
-    print(f"of our iteration {share:.0%} is drawing")
+    bare = statistics.median(one["of_bare"] for one in found["ours"])
+    print(f"our rollouts run at {bare:.0%} of the bare generator's answered tokens/s")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,42 @@ def test_killed_in_a_write_a_run_ends_where_an_undisturbed_one_does(tmp_path: Pa
     assert "optim.lr cannot change when a run goes on" in changed.stderr
 
 
+def test_killed_in_a_rollout_a_run_draws_the_same_again(tmp_path: Path) -> None:
+    """The reward of the third rollout says that it is asked, and waits to be killed; later it answers at once."""
+    (tmp_path / "slow_reward.py").write_text(
+        "import pathlib, time\n"
+        "def digits(prompts, completions, references):\n"
+        "    calls = pathlib.Path('calls'); calls.write_text(calls.read_text() + 'x' if calls.exists() else 'x')\n"
+        "    if pathlib.Path('waits').exists() and len(calls.read_text()) == 3:\n"
+        "        pathlib.Path('asked').touch(); time.sleep(120)\n"
+        "    return [sum(map(str.isdigit, one)) / 6 for one in completions]\n",
+        encoding="utf-8",
+    )
+    rows = "".join(json.dumps({"prompt": f"{n}?", "reference": "x"}) + "\n" for n in range(24))
+    (tmp_path / "prompts.jsonl").write_text(rows, encoding="utf-8")
+    (tmp_path / "waits").touch()
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    grpo = (
+        "task=grpo", "data=files", "data.train=prompts.jsonl", "data.holdout=0", *TINY, "task.max_new_tokens=6",
+        "task.samples=4", "task.updates=2", "datamodule.max_length=24", "datamodule.batch_size=4",
+        "task.rewards={digits:{_target_:slow_reward.digits,_partial_:true}}", "trust=[slow_reward]", "test=false",
+        "trainer.max_steps=8", "checkpoint_every=1", "eval_every=8",
+    )  # fmt: skip
+    command = [sys.executable, str(ROOT / "train.py"), *grpo, "hydra.run.dir=run"]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **path}, stderr=subprocess.DEVNULL)
+    wait_for(tmp_path / "asked")
+    process.kill()
+    process.communicate(timeout=60)
+    assert step_of(tmp_path / "run/checkpoints/last.ckpt") == 4  # two rollouts were learned from, two updates each
+    (tmp_path / "waits").unlink()
+    for arguments in (("resume=run",), (*grpo, "hydra.run.dir=whole")):
+        done = train(*arguments, folder=tmp_path, environment=path)
+        assert done.returncode == 0, done.stderr
+    one, other = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("run", "whole"))
+    for name in ("state_dict", "optimizer_states", "rng", "position", "counters"):
+        assert_equal(one[name], other[name], name)
+
+
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -46,6 +46,8 @@ def answer(
     context = model.config.context
     data = data_of(config, given, start.tokenizer, context, **start.found, targets=False)
     device = model.embed.weight.device
+    if task.predicts_against_reference:
+        task.reference = (reference_of(config, model, resumes=True).to(device),)
     batches = (move_data_to_device(batch, device) for batch in data.test_dataloader())
     return list(lines(data.asked("test"), task.predict(batches), {**given.errors, **data.dropped("test")}))
 

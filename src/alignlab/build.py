@@ -148,7 +148,13 @@ def reference_of(config: DictConfig, model: GPT, *, resumes: bool) -> GPT:
         weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
         reference.load_state_dict(weights, assign=True)
     elif config.init_from:
-        load_weights(reference, origin(config.init_from).weights)
+        start = origin(config.init_from)
+        if (found := start.config.vocabulary) != (known := model.config.vocabulary):
+            raise ValueError(
+                f"the reference {config.init_from} has a vocabulary of {found}, this run one of {known}; "
+                "expected the weights that the run began with: put them back"
+            )
+        load_weights(reference, start.weights)
     return reference.requires_grad_(False).eval()
 
 

@@ -24,6 +24,7 @@ from alignlab.memory import keep_freed_memory
 from alignlab.origin import Origin, origin, origin_of
 from alignlab.summary import show_summary
 from alignlab.sweep.outcome import PRUNED_CODE
+from alignlab.tasks.reference import fingerprint
 from alignlab.trainer import Callbacks, horizon_of, make_callbacks, make_trainer, ranks_of, require_device
 
 log = logging.getLogger(__name__)
@@ -101,15 +102,19 @@ def execute_until_stopped(config: DictConfig, folder: Path, *, command_line: lis
 
 def _position(config: DictConfig, parts: Parts, ranks: int) -> dict[str, Any]:
     """What a run must agree with to go on exactly."""
-    return {
+    position = {
         "data": parts.fingerprint,
         "tokenizer": parts.task.tokenizer.fingerprint,
         "batch_size": parts.data.batch_size * parts.data.accumulate * ranks,
     }
+    if parts.task.reference:
+        (reference,) = parts.task.reference
+        position["reference"] = fingerprint(reference)
+    return position
 
 
 def _compare(now: dict[str, Any], before: dict[str, Any], allowed: Any) -> None:
-    differing = [name for name in now if now[name] != before[name] and name not in (allowed or [])]
+    differing = [name for name in now if now[name] != before.get(name, now[name]) and name not in (allowed or [])]
     if differing:
         told = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in differing)
         raise ValueError(

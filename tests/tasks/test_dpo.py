@@ -213,6 +213,41 @@ def test_test_rows_are_told_and_measured_again(preferred: Run, tmp_path: Path) -
     assert again["test/margin"] == pytest.approx(values["test/margin"], rel=1e-4)
 
 
+def test_a_run_says_what_answers_are_worth(preferred: Run, tmp_path: Path) -> None:
+    from alignlab import load
+
+    given = pairs(9, seed=3)
+    preferred("start", "trainer.max_steps=2")
+    options = (f"init_from={tmp_path / 'start'}", "trainer.max_steps=20", "optim.lr=3e-3")
+    preferred("worth", f"data.test={written(tmp_path / 'test.jsonl', given)}", *options)
+    lines = [json.loads(line) for line in (tmp_path / "worth/predictions.jsonl").open(encoding="utf-8")]
+    model = load(str(tmp_path / "worth"))
+    told = model.predict(given)
+    for line, one in zip(lines, told, strict=True):
+        assert one["scores"]["chosen"] > one["scores"]["rejected"]
+        assert one["scores"] == pytest.approx(line["scores"], abs=1e-4)
+    (alone,) = model.predict([{"prompt": given[0]["prompt"], "chosen": given[0]["chosen"]}])
+    assert alone["scores"] == {"chosen": pytest.approx(told[0]["scores"]["chosen"], abs=1e-4)}
+
+
+def test_another_reference_is_refused(preferred: Run, tmp_path: Path) -> None:
+    """A run that goes on compares with what it began with, or not at all."""
+    preferred("start", "trainer.max_steps=1")
+    options = (f"init_from={tmp_path / 'start'}", "trainer.max_steps=2")
+    preferred("run", *options)
+    last = tmp_path / "start/checkpoints/best.ckpt"
+    held = files.read(last)
+    other = {**held, "state_dict": {name: value + 1e-3 for name, value in held["state_dict"].items()}}
+    files.write(other, last)
+    with pytest.raises(ValueError, match="cannot go on exactly: reference was"):
+        preferred("run", *options)
+    wide = torch.zeros(300, held["state_dict"]["model.embed.weight"].shape[1])
+    larger = {"state_dict": {**held["state_dict"], "model.embed.weight": wide}}
+    files.write({**held, **larger, "model": {**held["model"], "vocabulary": 300}}, last)
+    with pytest.raises(ValueError, match="has a vocabulary of 300, this run one of 260; expected the weights that"):
+        preferred("run", *options)
+
+
 def test_prompts_are_masked_and_cut_alike() -> None:
     tokenizer = Bytes().build(list, "")
     rows = [{"prompt": "?" * 80 + "!", "chosen": "yes", "rejected": "never", "row": 0},

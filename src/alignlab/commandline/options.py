@@ -21,7 +21,7 @@ class Options:
     resume: str | None
     trust: list[str] | str | None
     stages: list[Any] | None
-    resume_with: list[Literal["data", "batch_size", "tokenizer"]]
+    resume_with: list[Literal["data", "batch_size", "tokenizer", "reference"]]
     recompute_activations: bool
     ema: Probability | None
     keep_checkpoints: PositiveInt

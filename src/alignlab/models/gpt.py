@@ -20,9 +20,11 @@ from alignlab.models.cache import KVCache
 from alignlab.models.config import GPTConfig
 from alignlab.models.kernels import gelu_tanh, rms_norm, squared_relu
 from alignlab.models.rotary import Rotary, rotate
+from alignlab.models.shared import AnswerKeys, PromptKeys
 
 EMBEDDING_STD = 0.02
 SHORT = 256  # tokens
+Held = KVCache | PromptKeys | AnswerKeys  # keys and values of tokens that were read before
 HIDDEN_GAIN = 0.5  # std of a hidden matrix is this over sqrt(inputs); GPT-2's 0.02 is 0.55 / sqrt(768)
 
 
@@ -84,7 +86,7 @@ class Attention(nn.Module):
         rotation: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         is_causal: bool,
-        cache: KVCache | None,
+        cache: Held | None,
         layer: int,
     ) -> Tensor:
         split = (*hidden.shape[:2], -1, self.head_size)
@@ -96,7 +98,7 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.extend(layer, key, value)
             query = query.to(key.dtype)
-        is_whole = is_causal or (mask is not None and cache is None)
+        is_whole = is_causal or (mask is not None and not isinstance(cache, KVCache))
         if is_whole and is_short_bf16(query) and not self.is_grouped:
             mixed = products(query, key, value, mask)
         else:
@@ -144,7 +146,7 @@ class Block(nn.Module):
         rotation: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         is_causal: bool,
-        cache: KVCache | None = None,
+        cache: Held | None = None,
     ) -> Tensor:
         mixed = self.attention(self.attention_norm(hidden), rotation, mask, is_causal, cache, self.layer)
         hidden = hidden + F.dropout(mixed, self.dropout, self.training)
@@ -196,7 +198,7 @@ class GPT(nn.Module):
         documents: Tensor | None = None,
         prefix: Tensor | None = None,
         marks: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Held | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the last norm, of token ids (B, T).
 
@@ -223,7 +225,7 @@ class GPT(nn.Module):
         hidden = F.dropout(hidden, self.config.dropout, self.training)
         for block in self.blocks:
             if self.recompute_activations and torch.is_grad_enabled():
-                hidden = checkpoint(block, hidden, rotation, mask, is_causal, use_reentrant=False)
+                hidden = checkpoint(block, hidden, rotation, mask, is_causal, cache, use_reentrant=False)
             else:
                 hidden = block(hidden, rotation, mask, is_causal, cache)
         if cache is not None:
@@ -236,7 +238,7 @@ class GPT(nn.Module):
             return self.unembedding(hidden)
         return F.linear(hidden, self.embed.weight)
 
-    def _positions(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor:
+    def _positions(self, ids: Tensor, documents: Tensor | None, cache: Held | None) -> Tensor:
         """Each token's place in its own document: (T,) where all rows agree, else (B, T)."""
         index = torch.arange(ids.shape[1], device=ids.device)
         if cache is not None and cache.length > 0:
@@ -250,7 +252,7 @@ class GPT(nn.Module):
         return index - torch.where(is_new, index, 0).cummax(dim=1).values
 
     def _visible(
-        self, ids: Tensor, documents: Tensor | None, prefix: Tensor | None, cache: KVCache | None
+        self, ids: Tensor, documents: Tensor | None, prefix: Tensor | None, cache: Held | None
     ) -> tuple[Tensor | None, bool]:
         """Which keys each query sees: a mask (B or 1, 1, T, K), or None and whether plain causal attention does it."""
         tokens = ids.shape[1]

@@ -6,6 +6,7 @@ by content. Both answers of all rows are read in one pass. It knows nothing of t
 
 # B rows, T tokens of the longest
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -59,6 +60,11 @@ class DirectPreference(TaskModule):
         return self.loss.needs_reference
 
     @property
+    def predicts_against_reference(self) -> bool:
+        """What an answer is worth is told beside what the reference says of it."""
+        return self.needs_reference
+
+    @property
     def expected_start(self) -> float | None:
         """That of the loss while the policy is the reference."""
         return None if self.loss.nll_weight else self.loss.start
@@ -110,6 +116,21 @@ class DirectPreference(TaskModule):
         if self.loss.nll_weight:
             results["loss"] += self.loss.nll_weight * results["nll"]
         return results
+
+    @torch.no_grad()
+    def predict(self, batches: Iterable[PairBatch]) -> dict[int, dict[str, Any]]:
+        """{row: {"output": what the (better) answer is worth, "scores": the same of each answer}}."""
+        told: dict[int, dict[str, Any]] = {}
+        for batch in batches:
+            sums = [
+                token_log_probs(model.unembed, model(batch.ids), batch.targets).sum(dim=1)
+                for model in (self.model, *self.reference)
+            ]
+            answers = Answers(sums[0], sums[-1], (batch.targets != IGNORED).sum(dim=1))
+            worth = self.loss.rewards(answers).view(-1, len(batch.margins)).T.tolist()
+            for row, each in zip(batch.rows, worth, strict=False):
+                told[row] = {"output": each[0], "scores": dict(zip(SIDES, each, strict=False))}
+        return told
 
     def _ask_reference(self, *splits: str) -> None:
         if not self.needs_reference or not self.reference:

@@ -25,7 +25,7 @@ from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
 from alignlab.policy_losses import GRPO, PolicyLoss, k3
 from alignlab.rewards import Reward
-from alignlab.tasks.rollout import Rollout, joined, mean, scored, table, uniforms
+from alignlab.tasks.rollout import Rollout, Written, joined, mean, scored, table, uniforms
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import NonNegativeInt, PositiveFloat, PositiveInt, Probability
@@ -114,21 +114,21 @@ class GroupPolicy(TaskModule):
         self.micro = batch_idx % self.trainer.accumulate_grad_batches
         if self.micro == 0 and (self.trainer.global_step % self.updates == 0 or not self.rollouts):
             self._roll_out(batch)
-        return super().training_step(batch._replace(tokens=self.rollouts[self.micro].ids.numel()), batch_idx)
+        return super().training_step(batch._replace(tokens=self.rollouts[self.micro].written.tokens), batch_idx)
 
     def losses(self, batch: PromptBatch) -> dict[str, Term]:
         """{"loss": the policy's, over the tokens of this micro-batch's answers}."""
         rollout = self.rollouts[self.micro]
-        log_probs = self._log_probs(self.model, rollout.ids, rollout.targets)
+        log_probs = self._log_probs(self.model, rollout.written)
         if rollout.old is None:
             rollout = rollout._replace(old=log_probs.detach())
             self.rollouts[self.micro] = rollout
         assert rollout.old is not None, "the first update sets it"
-        is_answer = rollout.targets != IGNORED
+        is_answer = rollout.written.targets != IGNORED
         policy = self.loss.tokens(log_probs, rollout.old, rollout.advantages, is_answer, rollout.reference)
         world = self.trainer.world_size * self.trainer.accumulate_grad_batches
         weights = self.loss.token_weights(
-            rollout.lengths, len(rollout.ids) * world, self.rollout_tokens, self.sampling.max_new_tokens
+            rollout.written.lengths, len(is_answer) * world, self.rollout_tokens, self.sampling.max_new_tokens
         )
         answered = is_answer.sum()
         self.measures["entropy"] = -float(log_probs.detach().sum() / answered)  # expected value over what is drawn
@@ -186,12 +186,12 @@ class GroupPolicy(TaskModule):
             self.rollout_tokens = own["tokens"]
             self.rollouts = [Rollout.from_state(state, self.device) for state in own["parts"]]
 
-    def _log_probs(self, model: GPT, ids: Tensor, targets: Tensor) -> Tensor:
-        """(B, T) log-probabilities of the targets at the temperature of the draws."""
-        hidden = model(ids)
+    def _log_probs(self, model: GPT, written: Written) -> Tensor:
+        """(B, T) log-probabilities of the answers' tokens at the temperature of the draws."""
+        hidden = written.hidden(model)
         # the unembedding is linear, so its logits are divided by dividing what it reads
         hidden = hidden if self.sampling.temperature == 1 else hidden / self.sampling.temperature
-        return token_log_probs(model.unembed, hidden, targets)
+        return token_log_probs(model.unembed, hidden, written.targets)
 
     @torch.no_grad()
     def _roll_out(self, batch: PromptBatch) -> None:
@@ -212,13 +212,11 @@ class GroupPolicy(TaskModule):
         rewards = torch.tensor(found.total, dtype=torch.float32, device=self.device).view(-1, samples)
         advantages = self.loss.advantages(rewards).flatten()
         self.rollouts = []
-        for start in range(0, len(repeated), each * samples):
-            part = slice(start, start + each * samples)
-            ids, targets, lengths = joined(
-                [one.ids for one in repeated[part]], written[part], self.tokenizer.pad_id, self.device
-            )
-            reference = self._log_probs(self._reference(), ids, targets) if self.loss.kl_weight else None
-            self.rollouts.append(Rollout(ids, targets, lengths, advantages[part], reference, None))
+        for start in range(0, len(questions), each):
+            asked, part = questions[start : start + each], slice(start * samples, (start + each) * samples)
+            answers = joined([one.ids for one in asked], written[part], self.tokenizer.pad_id, self.device)
+            reference = self._log_probs(self._reference(), answers) if self.loss.kl_weight else None
+            self.rollouts.append(Rollout(answers, advantages[part], reference, None))
         self._count(written, found.parts, rewards, found.failed)
         self.texts["train/answers"] = table(questions[0].text, texts[:samples], found, 0)
 
@@ -281,12 +279,12 @@ class GroupPolicy(TaskModule):
         sums: list[float] = []
         for start in range(0, len(prompts), KL_ROWS):
             rows = slice(start, start + KL_ROWS)
-            ids, targets, _ = joined(prompts[rows], written[rows], self.tokenizer.pad_id, self.device)
-            at = targets != IGNORED
+            answers = joined(prompts[rows], written[rows], self.tokenizer.pad_id, self.device)
+            at = answers.targets != IGNORED
             reference = self._reference()
-            now = self.model.unembed(self.model(ids)[at]).float().log_softmax(-1)  # (answers' tokens, V)
-            then = reference.unembed(reference(ids)[at]).float().log_softmax(-1)
-            each = torch.zeros(at.shape, device=ids.device).masked_scatter(at, (now.exp() * (now - then)).sum(-1))
+            now = self.model.unembed(answers.hidden(self.model)[at]).float().log_softmax(-1)  # (answers' tokens, V)
+            then = reference.unembed(answers.hidden(reference)[at]).float().log_softmax(-1)
+            each = torch.zeros(at.shape, device=at.device).masked_scatter(at, (now.exp() * (now - then)).sum(-1))
             sums += each.sum(dim=1).tolist()
         return sums
 

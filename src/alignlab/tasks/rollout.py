@@ -4,7 +4,7 @@ Unusual: every draw is decided by (seed, number of the rollout, place of the pro
 neither ranks nor accumulation nor a resumed run change what is drawn. It knows nothing of losses.
 """
 
-# N prompts, S samples to each, B = prompts of a micro-batch x S, T tokens
+# N prompts, S samples to each, B = N S, P tokens of the longest prompt, T of the longest answer, D width
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,27 +15,60 @@ from torch import Tensor
 
 from alignlab.batch import IGNORED
 from alignlab.generate import Generation
+from alignlab.models.gpt import GPT
+from alignlab.models.shared import PromptKeys
 from alignlab.rewards import Reward, rewarded
 
 
-class Rollout(NamedTuple):
-    """The answers of one micro-batch, padded on the right; `old` (B, T) is added by the first update."""
+class Written(NamedTuple):
+    """Answers in groups, padded on the right, and their prompts, once each, padded on the left."""
 
-    ids: Tensor  # (B, T)
-    targets: Tensor  # (B, T) the id that follows within an answer, else IGNORED
-    lengths: Tensor  # (B,) tokens of the answers
+    prompts: Tensor  # (N, P)
+    documents: Tensor | None  # (N, P) -1 is padding; None where all prompts are of one length
+    ids: Tensor  # (B, T - 1) the answers without their last tokens, which are only predicted
+    targets: Tensor  # (B, T) the tokens of the answers, then IGNORED
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) tokens of each answer."""
+        return (self.targets != IGNORED).sum(dim=1)
+
+    @property
+    def tokens(self) -> int:
+        """How many are read, without padding."""
+        asked = self.prompts.numel() if self.documents is None else int((self.documents == 0).sum())
+        return asked + int(self.lengths.sum()) - len(self.targets)
+
+    def hidden(self, model: GPT) -> Tensor:
+        """(B, T, D) what the next token of each place is told from; a prompt is read once for its whole group."""
+        samples = len(self.targets) // len(self.prompts)
+        keys = PromptKeys(model.config, prompts=len(self.prompts), device=self.ids.device)
+        first = model(self.prompts, documents=self.documents, cache=keys)[:, -1:]  # (N, 1, D)
+        first = first[:, None].expand(-1, samples, -1, -1).flatten(0, 1)
+        if not self.ids.shape[1]:
+            return first
+        return torch.cat([first, model(self.ids, cache=keys.answers(samples))], dim=1)
+
+
+class Rollout(NamedTuple):
+    """The answers of one micro-batch; `old` (B, T) is added by the first update."""
+
+    written: Written
     advantages: Tensor  # (B,)
     reference: Tensor | None  # (B, T) log-probabilities under the weights at the start
     old: Tensor | None  # (B, T) log-probabilities under the weights that drew them
 
     def state(self) -> dict[str, Tensor]:
         """Tensors by name, for a checkpoint."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
+        named = self.written._asdict() | self._asdict()
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], device: torch.device) -> "Rollout":
         """The rollout that `state` was taken from."""
-        return cls(**{name: state[name].to(device) if name in state else None for name in cls._fields})  # type: ignore[arg-type]  # absent ones are None
+        held = {name: value.to(device) for name, value in state.items()}
+        written = Written(held["prompts"], held.get("documents"), held["ids"], held["targets"])
+        return cls(written, held["advantages"], held.get("reference"), held.get("old"))
 
 
 class Scored(NamedTuple):
@@ -73,19 +106,24 @@ def scored(
     return Scored(parts, total, failed)
 
 
-def joined(
-    prompts: Sequence[list[int]], answers: Sequence[Generation], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts with their answers, side by side: ids (B, T), targets (B, T), lengths (B,) of the answers."""
-    rows = [prompt[answer.cut :] + answer.ids for prompt, answer in zip(prompts, answers, strict=True)]
-    width = max(map(len, rows)) - 1  # the last id is only predicted
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    targets = np.full((len(rows), width), IGNORED, dtype=np.int64)
-    for place, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        ids[place, : len(row) - 1] = row[:-1]
-        targets[place, len(row) - 1 - len(answer.ids) : len(row) - 1] = answer.ids
-    lengths = torch.tensor([len(answer.ids) for answer in answers], device=device)
-    return torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device), lengths
+def joined(prompts: Sequence[list[int]], answers: Sequence[Generation], pad_id: int, device: torch.device) -> Written:
+    """N prompts beside their answers, which stand group by group."""
+    samples = len(answers) // len(prompts)
+    kept = [prompt[answer.cut :] for prompt, answer in zip(prompts, answers[::samples], strict=True)]
+    ids = _padded(kept, pad_id, on_left=True)
+    documents = None
+    if len({*map(len, kept)}) > 1:
+        documents = _padded([[0] * len(prompt) for prompt in kept], -1, on_left=True).to(device)
+    targets = _padded([answer.ids for answer in answers], IGNORED)
+    read = targets[:, :-1].masked_fill(targets[:, 1:] == IGNORED, pad_id)  # an answer's end is not read
+    return Written(ids.to(device), documents, read.to(device), targets.to(device))
+
+
+def _padded(rows: Sequence[list[int]], filler: int, *, on_left: bool = False) -> Tensor:
+    whole = np.full((len(rows), max(map(len, rows))), filler, dtype=np.int64)
+    for place, row in enumerate(rows):
+        whole[place, len(whole[place]) - len(row) if on_left else 0 :][: len(row)] = row
+    return torch.from_numpy(whole)
 
 
 def table(prompt: str, completions: Sequence[str], found: Scored, first: int) -> str:

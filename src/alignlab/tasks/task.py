@@ -130,6 +130,11 @@ class TaskModule(L.LightningModule, ABC):
         return False
 
     @property
+    def predicts_against_reference(self) -> bool:
+        """Whether `predict` compares with these weights too."""
+        return False
+
+    @property
     def expected_start(self) -> float | None:
         """The loss that fresh weights give before the first step; None where it cannot be told."""
         return None
