@@ -164,6 +164,21 @@ def test_beta_of_zero_leaves_the_weights_alone(preferred: Run, tmp_path: Path) -
     assert_equal(weights(tmp_path / "start"), weights(tmp_path / "zero"))
 
 
+def test_what_is_logged_of_a_run(preferred: Run, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    values = preferred(
+        "logged", "trainer.max_steps=2", "eval_every=2", "logger=tensorboard", "trainer.log_every_n_steps=1"
+    )
+    sides = [f"{name}/{side}" for name in ("rewards", "log_probs", "length") for side in ("chosen", "rejected")]
+    events = EventAccumulator(str(tmp_path / "logged/tensorboard")).Reload()
+    for stage in ("train", "val"):
+        expected = {f"{stage}/{name}" for name in (*sides, "loss", "accuracy", "margin", "kl", "length_baseline")}
+        assert expected <= set(events.Tags()["scalars"])
+        assert len(events.Scalars(f"{stage}/margin")) == (2 if stage == "train" else 1)
+    assert events.Scalars("val/length/chosen")[0].value == pytest.approx(values["val/length/chosen"])
+
+
 def test_low_rank_layers_need_no_second_model(preferred: Run, tmp_path: Path) -> None:
     preferred("base", "trainer.max_steps=2", "optim.lr=1e-3")
     values = preferred(

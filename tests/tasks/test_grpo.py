@@ -93,6 +93,27 @@ def test_stopped_and_resumed_is_not_stopped(run: Run, tmp_path: Path, monkeypatc
     assert "rollouts" in files.read(tmp_path / "whole/checkpoints/last.ckpt")
 
 
+def test_what_is_shown_of_a_run(run: Run, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(
+        "shown", *PLANTED, "trainer.max_steps=2", "eval_every=2", "callbacks=default", "logger=tensorboard",
+        "trainer.log_every_n_steps=1", "task.loss.kl_weight=0.1",
+    )  # fmt: skip
+    events = EventAccumulator(str(tmp_path / "shown/tensorboard")).Reload()
+    logged = {
+        "reward", "reward/planted", "kl", "entropy", "clipped", "response_tokens", "ended", "equal_groups", "loss",
+    }  # fmt: skip
+    assert {f"train/{name}" for name in logged} <= set(events.Tags()["scalars"])
+    assert {f"val/{name}" for name in ("reward", "solved", "kl", "response_tokens")} <= set(events.Tags()["scalars"])
+    entropy = [event.value for event in events.Scalars("train/entropy")]
+    assert entropy[0] == pytest.approx(5.56, abs=0.2)  # ln 260 of fresh weights
+    (name,) = (tag for tag in events.Tags()["tensors"] if "train/answers" in tag)
+    shown = events.Tensors(name)[-1].tensor_proto.string_val[0].decode()
+    assert "| answer | planted |" in shown
+    assert len(shown.splitlines()) == 4 + 4  # the prompt, a blank line, two of a head, four answers with rewards
+
+
 def test_a_group_of_one_is_refused(run: Run) -> None:
     with pytest.raises(Exception, match="expected at least 2: answers are compared"):
         run("one", "task.samples=1")
