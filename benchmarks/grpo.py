@@ -60,8 +60,7 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
     _time_rollouts(marks, rates)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "prompts.jsonl"
-        told = [json.dumps({"prompt": one, "reference": "x"}) + "\n" for one in prompts_of(options)]
-        rows.write_text("".join(told), encoding="utf-8")
+        rows.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in prompts_of(options)), encoding="utf-8")
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("config", prepare([*overrides, f"data.train={rows}"]))
         execute(config, Path(folder) / "run", command_line=overrides)

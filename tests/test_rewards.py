@@ -40,6 +40,12 @@ def test_pattern_and_length() -> None:
         Pattern(pattern="(")
 
 
+@pytest.mark.parametrize("reward", [Exact(), Number()])
+def test_a_reward_that_compares_needs_a_reference(reward: Exact | Number) -> None:
+    with pytest.raises(UserError, match="compares with a reference, and the prompt 'q' has none"):
+        rewarded("right", reward, ["p", "q"], ["a", "b"], ["a", None], zero_on_error=True)
+
+
 def crashes_on_b(prompts, completions, references):
     return [1 / (text != "b") for text in completions]
 

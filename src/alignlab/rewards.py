@@ -30,8 +30,8 @@ class Exact:
         self, prompts: Sequence[str], completions: Sequence[str], references: Sequence[str | None]
     ) -> list[float]:
         """One number for each completion."""
-        pairs = zip(completions, references, strict=True)
-        return [float(self._plain(one) == self._plain(expected or "")) for one, expected in pairs]
+        pairs = zip(completions, _required(prompts, references), strict=True)
+        return [float(self._plain(one) == self._plain(expected)) for one, expected in pairs]
 
     def _plain(self, text: str) -> str:
         return text.strip().lower() if self.ignore_case else text.strip()
@@ -50,8 +50,8 @@ class Number:
         self, prompts: Sequence[str], completions: Sequence[str], references: Sequence[str | None]
     ) -> list[float]:
         """One number for each completion."""
-        pairs = zip(completions, references, strict=True)
-        return [float((got := self.found(one)) is not None and got == self.found(ref or "")) for one, ref in pairs]
+        pairs = zip(completions, _required(prompts, references), strict=True)
+        return [float((got := self.found(one)) is not None and got == self.found(ref)) for one, ref in pairs]
 
     def found(self, text: str) -> float | None:
         """The number of a text; None where it holds none."""
@@ -109,6 +109,17 @@ class RewardModel:
         rows = [{"prompt": prompt, "chosen": one} for prompt, one in zip(prompts, completions, strict=True)]
         told = self._model.predict(rows)
         return [math.nan if "error" in one else float(one["output"]) for one in told]
+
+
+def _required(prompts: Sequence[str], references: Sequence[str | None]) -> list[str]:
+    """The references, all of which must be there."""
+    for prompt, reference in zip(prompts, references, strict=True):
+        if reference is None:
+            raise UserError(
+                f"the reward compares with a reference, and the prompt {prompt[:SHOWN]!r} has none; expected a column "
+                "reference in each row (data.columns.reference=NAME), or a reward that needs none"
+            )
+    return [reference for reference in references if reference is not None]
 
 
 def rewarded(

@@ -29,6 +29,7 @@ def made(kind, raw, **options):
         ),
         ("pairs", {"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": "p", "chosen": "c", "rejected": "r"}),
         ("prompts", {"prompt": "p", "reference": 4}, {"prompt": "p", "reference": "4"}),
+        ("prompts", {"prompt": "p"}, {"prompt": "p"}),
     ],
 )
 def test_shapes(kind, raw, expected):

@@ -51,7 +51,7 @@ SHAPES: dict[Kind, tuple[Shape, ...]] = {
         Shape(("prompt", "chosen"), ("rejected",), ("margin",)),
         Shape(("prompt", "completion"), ("desirable",)),  # answers one by one, each good or bad
     ),
-    "prompts": (Shape(("prompt",), ("reference",)),),
+    "prompts": (Shape(("prompt",), (), ("reference",)),),  # what a reward compares with, if it does
 }
 
 
