@@ -24,7 +24,7 @@ from alignlab.losses import token_log_probs
 from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
 from alignlab.policy_losses import GRPO, PolicyLoss, k3
-from alignlab.rewards import Reward
+from alignlab.rewards import Exact, Reward
 from alignlab.tasks.rollout import Rollout, Written, joined, mean, scored, table, uniforms
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
@@ -60,6 +60,7 @@ class Answer(NamedTuple):
 class GroupPolicy(TaskModule):
     """Learns to write what `rewards` reward; the first of them says whether a prompt is solved (at 1 or more).
 
+    Without any, an answer is to be exactly the reference.
     `samples` answers of at most `max_new_tokens` are drawn to each prompt; `loss` compares them.
     `reward_weights` weigh the rewards in their sum (1 by default). `on_reward_error` is what a reward that crashes
     or gives no number does: end the run with the sample named, or count as 0.
@@ -71,8 +72,8 @@ class GroupPolicy(TaskModule):
         model: GPT,
         tokenizer: Tokenizer,
         optim: Optim,
-        rewards: dict[str, Reward],
         loss: PolicyLoss,
+        rewards: dict[str, Reward] | None = None,
         reward_weights: dict[str, float] | None = None,
         on_reward_error: Literal["raise", "zero"] = "raise",
         samples: PositiveInt = 8,
@@ -85,6 +86,7 @@ class GroupPolicy(TaskModule):
         super().__init__(model=model, tokenizer=tokenizer, optim=optim)
         if samples < 2:
             raise ValueError(f"task.samples is {samples}; expected at least 2: answers are compared within a group")
+        rewards = {"exact": Exact()} if rewards is None else rewards
         if not rewards:
             raise ValueError("task.rewards is empty; expected at least one, such as alignlab.rewards.Exact")
         if unknown := set(reward_weights or {}) - set(rewards):
