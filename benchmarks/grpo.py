@@ -4,16 +4,17 @@
     python benchmarks/grpo.py --asked 200 --rounds 3
     python benchmarks/grpo.py --shape 6x256 --prompts 4 --samples 16
 
-Both start from fresh weights of the same shape in fp32, draw `samples` answers of at most `tokens` bytes to each of
+Both start from fresh weights of the same shape in fp32, draw `samples` answers of `tokens` bytes to each of
 `prompts` prompts, reward the share of the letter e, and take one AdamW step of GRPO without a reference. A prompt is an
-addition behind `asked` letters of a text. trl has its defaults but for what `theirs` names. Rounds alternate, each in a
-process of its own; the first `warmup` iterations of a round are left out. What counts is answered tokens a second, for
-answers end by chance. Beside it: answered tokens a second of our rollouts, rewards and all, over those of the bare
+addition behind `asked` letters of a text. No answer ends before `tokens`, so both do the same work. trl has its
+defaults but for what `theirs` names. Rounds alternate, each in a process of its own; the first `warmup` iterations of a
+round are left out. Beside it: answered tokens a second of our rollouts, rewards and all, over those of the bare
 generator, which answers the same prompts in the same process right after each of them.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,11 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 TEXT = "A box holds apples, pears and plums. " * 30
+
+
+def clock() -> float:
+    """Seconds: of the wall, or with OMP_NUM_THREADS=1 of the processor, which a busy machine does not stretch."""
+    return time.process_time() if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter()
 
 
 def share(completions: list[str]) -> list[float]:
@@ -56,15 +62,16 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
         f"checkpoint_every={options.steps + 1}", "trust=[grpo]",
     ]  # fmt: skip
     marks: list[tuple[float, float]] = []
-    rates: list[float] = []
-    _time_rollouts(marks, rates)
+    rollouts: list[tuple[float, float]] = []
+    _time_rollouts(marks, rollouts)
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "prompts.jsonl"
         rows.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in prompts_of(options)), encoding="utf-8")
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("config", prepare([*overrides, f"data.train={rows}"]))
         execute(config, Path(folder) / "run", command_line=overrides)
-    return _speed(marks, options.warmup) | {"of_bare": statistics.median(rates[options.warmup :])}
+    drawing, rates = (statistics.median(column) for column in zip(*rollouts[options.warmup :], strict=True))
+    return _speed(marks, options.warmup) | {"rollout": drawing, "of_bare": rates}
 
 
 def rewarded(prompts: list[str], completions: list[str], references: list[str | None]) -> list[float]:
@@ -72,8 +79,8 @@ def rewarded(prompts: list[str], completions: list[str], references: list[str | 
     return share(completions)
 
 
-def _time_rollouts(marks: list[tuple[float, float]], rates: list[float]) -> None:
-    """Notes the end of each step, and each rollout's speed over the bare generator's; the latter is not counted."""
+def _time_rollouts(marks: list[tuple[float, float]], rollouts: list[tuple[float, float]]) -> None:
+    """Notes the end of each step, each rollout's seconds and its speed over the bare generator's, not counted."""
     from alignlab.tasks import grpo
 
     roll_out, draw, step = grpo.GroupPolicy._roll_out, grpo.generate_all, grpo.GroupPolicy.on_train_batch_end
@@ -81,22 +88,22 @@ def _time_rollouts(marks: list[tuple[float, float]], rates: list[float]) -> None
     apart = [0.0]
 
     def drawn(*args: Any, **named: Any) -> Any:
-        given[:] = [args, named]
-        return draw(*args, **named)
+        given[:] = [args, named | {"eos_ids": ()}]
+        return draw(*args, **given[1])
 
     def rolled(self: grpo.GroupPolicy, batch: Any) -> None:
-        start = time.perf_counter()
+        start = clock()
         roll_out(self, batch)
-        end = time.perf_counter()
+        end = clock()
         with self.while_generating():
             answers = draw(*given[0], **given[1])
-        apart[0] += (bare := time.perf_counter() - end)
+        apart[0] += (bare := clock() - end)
         tokens = sum(len(one.ids) for one in answers)
-        rates.append(self.rollout_tokens / (end - start) / (tokens / bare))
+        rollouts.append((end - start, self.rollout_tokens / (end - start) / (tokens / bare)))
 
     def ended(self: grpo.GroupPolicy, *args: Any) -> None:
         step(self, *args)
-        marks.append((time.perf_counter() - apart[0], self.rollout_tokens))
+        marks.append((clock() - apart[0], self.rollout_tokens))
 
     grpo.generate_all = drawn
     grpo.GroupPolicy._roll_out = rolled  # type: ignore[method-assign]  # times the real policy's rollouts
@@ -128,7 +135,7 @@ def theirs(options: argparse.Namespace) -> dict[str, float]:
 
         class Clock(TrainerCallback):
             def on_step_end(self, *_: object, **__: object) -> None:
-                marks.append((time.perf_counter(), tokens[0]))
+                marks.append((clock(), tokens[0]))
 
         prompts = [f"<|im_start|>user\n{one}<|im_end|>\n<|im_start|>assistant\n" for one in prompts_of(options)]
         settings = GRPOConfig(
@@ -136,6 +143,7 @@ def theirs(options: argparse.Namespace) -> dict[str, float]:
             num_generations=options.samples, max_completion_length=options.tokens, max_steps=options.steps,
             learning_rate=1e-6, beta=0.0, loss_type="grpo", report_to=[], save_strategy="no", logging_strategy="no",
             use_cpu=True, bf16=False, disable_tqdm=True, gradient_checkpointing=False,
+            generation_kwargs={"min_new_tokens": options.tokens},
         )  # fmt: skip
         GRPOTrainer(
             model=LlamaForCausalLM(shape), reward_funcs=reward, args=settings, processing_class=tokenizer,
