@@ -66,7 +66,7 @@ def test_law_1_however_a_step_is_split(classified: Run, tmp_path: Path) -> None:
 def test_law_2_stopped_and_resumed_is_not_stopped(
     classified: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("model.dropout=0.1", "task.head_dropout=0.1", "task.token_dropout=0.1",
+    options = ("model.dropout=0.1", "task.head_dropout=0.1", "task.token_dropout=0.1", "task.token_skipping=0.1",
                "task.prefix_mask=true", "trainer.max_steps=7", "datamodule.batch_size=5",
                "trainer.accumulate_grad_batches=2", "task.lm_weight=0.3")  # fmt: skip
     classified("whole", *options)
@@ -170,7 +170,7 @@ def test_pooling_and_prefix_change_what_the_head_reads(classified: Run, tmp_path
         task.prefix_mask = True
         seen = task.losses(batch(IDS, LENGTHS))
         whole = task.model(IDS, prefix=torch.ones_like(IDS, dtype=torch.bool))
-        assert torch.allclose(task._hidden(IDS, LENGTHS)[1], whole[1], atol=1e-5)
+        assert torch.allclose(task._hidden(task._reading(batch(IDS, LENGTHS)))[1], whole[1], atol=1e-5)
     assert not torch.allclose(causal["loss"].sum, seen["loss"].sum)
     assert torch.equal(causal["lm_loss"].sum, seen["lm_loss"].sum), "a token that sees the next one predicts nothing"
 
@@ -188,6 +188,31 @@ def test_token_dropout_blanks_its_share_in_training_only(classified: Run, tmp_pa
     assert set(blanked.unique().tolist()) == {99, task.tokenizer.pad_id, task.tokenizer.eos_id}
     assert (blanked[:, [0, -1]] == task.tokenizer.eos_id).all()
     assert (blanked == task.tokenizer.pad_id).float().mean() == pytest.approx(0.25 * 0.98, abs=0.02)
+
+
+def test_token_skipping_leaves_out_its_share_in_training_only(classified: Run, tmp_path: Path) -> None:
+    from alignlab.build import load
+
+    classified("left_out", "trainer.max_steps=1", "task.token_skipping=0.25", "task.prefix_mask=true")
+    task = load(str(tmp_path / "left_out"))
+    ids, lengths = torch.arange(100).expand(100, 100), torch.full((100,), 80)
+    whole = task._reading(batch(ids, lengths))
+    assert torch.equal(whole.ids, ids)
+    assert whole.positions is None
+    task.train()
+    read = task._reading(batch(ids, lengths))
+    assert read.lengths.float().mean() == pytest.approx(2 + 78 * 0.75, abs=1.5)
+    for row, length in enumerate(read.lengths.tolist()):
+        kept = read.ids[row, :length]
+        assert torch.equal(kept, read.positions[row, :length]), "tokens keep their places"
+        assert (kept[0], kept[-1]) == (0, 79)
+        assert (kept.diff() > 0).all()
+        assert (read.ids[row, length:] == task.tokenizer.pad_id).all()
+    with torch.no_grad():
+        hidden = task._hidden(read)[:1, : read.lengths[0]]
+        one = task.model(read.ids[:1, : read.lengths[0]], positions=read.positions[:1, : read.lengths[0]],
+                         prefix=torch.ones(1, int(read.lengths[0]), dtype=torch.bool))  # fmt: skip
+    assert torch.allclose(hidden, one, atol=1e-5), "what a text reads does not depend on its neighbours"
 
 
 @pytest.mark.parametrize("option", ["task.pooling=mean", "task.prefix_mask=True"])

@@ -42,6 +42,17 @@ def test_round_trip_is_exact(tokenizer, text):
     assert not set(ids) & set(tokenizer.specials.values())
 
 
+def test_lowercase_reads_titles_as_the_words_they_hold(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGNLAB_CACHE", str(tmp_path))
+    small, plain = (BPE(vocab_size=400, lowercase=lowercase).build(corpus, "k") for lowercase in (True, False))
+    ids = np.array(small.encode("The CAT \u00c9\u4e2d"))
+    assert ids.tolist() == small.encode("the cat \u00e9\u4e2d")
+    assert small.decode(ids) == "the cat \u00e9\u4e2d"
+    assert Tokenizer.from_state(small.state()).encode("CAT") == small.encode("cat")
+    assert small.offsets("The CAT", ids := np.array(small.encode("The CAT")))[-1].tolist()[1] == 7
+    assert plain.encode("CAT") != plain.encode("cat")  # the cache holds both
+
+
 def test_round_trip_of_random_characters(tokenizer):
     draw = random.Random(0)
     points = [p for p in (draw.randrange(0x110000) for _ in range(3000)) if not 0xD800 <= p < 0xE000]

@@ -10,14 +10,14 @@ count: the tokens of the step, not its examples.
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from alignlab.batch import LabelBatch, LabelSet
+from alignlab.batch import IGNORED, LabelBatch, LabelSet
 from alignlab.losses import cross_entropy
 from alignlab.metrics.classes import ClassScores, NumberScores, SetScores
 from alignlab.models.gpt import EMBEDDING_STD, GPT
@@ -29,13 +29,24 @@ from alignlab.types import BelowOne, NonNegativeFloat
 EACH_SHOWN = 50  # classes at most whose own F1 is logged
 
 
+class Reading(NamedTuple):
+    """The share of the texts that is read, and each token's place in its text; None: all of them, in order."""
+
+    ids: Tensor  # (B, T)
+    targets: Tensor  # (B, T)
+    lengths: Tensor  # (B,)
+    positions: Tensor | None  # (B, T)
+    share: float
+
+
 class Classification(TaskModule):
     """A linear head (C, D) on the last token of each text, or with `pooling="mean"` on the mean over its tokens.
 
     `labels` is a label set as a dict, from the data. `lm_weight` adds the language-model loss of the texts.
     `class_weights="balanced"` weighs an example by rows / (classes x rows of its class). `label_smoothing` and
-    `head_dropout` act on the head alone, `token_dropout` blanks a share of the tokens that are read. With `prefix_mask`
-    every token sees the whole text; the language-model loss then takes a second, causal pass.
+    `head_dropout` act on the head alone. In training `token_dropout` blanks a share of the tokens that are read, and
+    `token_skipping` leaves out a share of those between the first and the last, which takes less time too. With
+    `prefix_mask` every token sees the whole text; the language-model loss then takes a second, causal pass.
     """
 
     def __init__(
@@ -50,6 +61,7 @@ class Classification(TaskModule):
         label_smoothing: BelowOne = 0.0,
         head_dropout: BelowOne = 0.0,
         token_dropout: BelowOne = 0.0,
+        token_skipping: BelowOne = 0.0,
         pooling: Literal["last", "mean"] = "last",
         prefix_mask: bool = False,
     ) -> None:
@@ -59,6 +71,7 @@ class Classification(TaskModule):
         self.label_smoothing = label_smoothing
         self.head_dropout = head_dropout
         self.token_dropout = token_dropout
+        self.token_skipping = token_skipping
         self.pooling = pooling
         self.prefix_mask = prefix_mask
         self.head = nn.Linear(model.config.width, max(1, len(self.labels.names)), bias=False)
@@ -83,13 +96,13 @@ class Classification(TaskModule):
 
     def losses(self, batch: LabelBatch) -> dict[str, Term]:
         """{"loss": of the labels, "lm_loss": of the texts' tokens, where `lm_weight` asks for it}."""
-        ids = self._blanked(batch.ids)
-        hidden = self._hidden(ids, batch.lengths)
-        terms = {"loss": Term(self._loss(self._logits(hidden, batch.lengths), batch.labels), "examples")}
-        if self.lm_weight:
-            causal = self.model(ids) if self.prefix_mask else hidden  # who sees a token need not predict it
-            nats = cross_entropy(self.model.unembed, causal, batch.targets)
-            terms["lm_loss"] = Term(nats, "tokens", self.lm_weight)
+        reading = self._reading(batch)
+        hidden = self._hidden(reading)
+        terms = {"loss": Term(self._loss(self._logits(hidden, reading.lengths), batch.labels), "examples")}
+        if self.lm_weight:  # who sees a token need not predict it
+            causal = self.model(reading.ids, positions=reading.positions) if self.prefix_mask else hidden
+            nats = cross_entropy(self.model.unembed, causal, reading.targets)
+            terms["lm_loss"] = Term(nats / reading.share, "tokens", self.lm_weight)
         return terms
 
     def evaluate(self, batch: LabelBatch, stage: str) -> None:
@@ -129,6 +142,20 @@ class Classification(TaskModule):
             found |= self._told(batch, self._real_logits(batch))
         return found
 
+    def _reading(self, batch: LabelBatch) -> Reading:
+        """The whole texts; in training without the share `token_skipping` of their tokens, the rest in their places."""
+        if not (self.token_skipping and self.training):
+            return Reading(self._blanked(batch.ids), batch.targets, batch.lengths, None, 1.0)
+        place = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        is_kept = torch.rand(batch.ids.shape, device=batch.ids.device) >= self.token_skipping
+        is_kept = (is_kept | (place == 0) | (place == batch.lengths[:, None] - 1)) & (place < batch.lengths[:, None])
+        lengths = is_kept.sum(dim=1)
+        order = is_kept.logical_not().long().argsort(dim=1, stable=True)[:, : int(lengths.max())]  # kept ones first
+        is_text = torch.arange(order.shape[1], device=order.device) < lengths[:, None]
+        ids = batch.ids.gather(1, order).masked_fill(~is_text, self.tokenizer.pad_id)
+        targets = batch.targets.gather(1, order).masked_fill(~is_text, IGNORED)
+        return Reading(self._blanked(ids), targets, lengths, order, 1 - self.token_skipping)
+
     def _blanked(self, ids: Tensor) -> Tensor:
         """In training, ids (B, T) of which the share `token_dropout` is padding, which tells nothing."""
         if not (self.token_dropout and self.training):
@@ -136,12 +163,12 @@ class Classification(TaskModule):
         is_dropped = torch.rand(ids.shape, device=ids.device) < self.token_dropout
         return ids.masked_fill(is_dropped & (ids != self.tokenizer.eos_id), self.tokenizer.pad_id)
 
-    def _hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def _hidden(self, reading: Reading) -> Tensor:
         """(B, T, D); padding stands on the right, where causal attention does not see it."""
-        if not self.prefix_mask:
-            return self.model(ids)
-        is_text = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        return self.model(ids, prefix=is_text)
+        prefix = None
+        if self.prefix_mask:
+            prefix = torch.arange(reading.ids.shape[1], device=reading.ids.device) < reading.lengths[:, None]
+        return self.model(reading.ids, positions=reading.positions, prefix=prefix)
 
     def _logits(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, D) -> (B, C) of each row's last token, or of the mean over its tokens."""
@@ -153,7 +180,8 @@ class Classification(TaskModule):
         return self.head(F.dropout(pooled, self.head_dropout, self.training)).float()
 
     def _real_logits(self, batch: LabelBatch) -> Tensor:
-        return self._logits(self._hidden(batch.ids, batch.lengths), batch.lengths)[: len(batch.rows)]
+        whole = Reading(batch.ids, batch.targets, batch.lengths, None, 1.0)
+        return self._logits(self._hidden(whole), batch.lengths)[: len(batch.rows)]
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed over the examples: cross-entropy, mean over labels of binary cross-entropy, or squared error."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from alignlab.paths import cache_folder
 from alignlab.text.spelling import BYTE_ALPHABET, TextStream, is_byte_level, token_bytes
@@ -235,11 +235,13 @@ class BPE:
     """Byte-level byte-pair encoding, trained on the train split and cached by its content.
 
     `vocab_size` counts bytes and specials too; a small text may yield fewer. `train_megabytes` bounds the text that is
-    looked at, from the start of the split.
+    looked at, from the start of the split. With `lowercase` no text has capital letters, which is for models that tell
+    something about a text rather than write one: words are then the same tokens in titles and at the start of a line.
     """
 
     vocab_size: PositiveInt = 4096
     train_megabytes: PositiveInt = 256
+    lowercase: bool = False
 
     def __post_init__(self) -> None:
         if self.vocab_size < SMALLEST_VOCABULARY:
@@ -250,7 +252,7 @@ class BPE:
 
     def build(self, texts: Callable[[], Iterable[str]], key: str) -> Tokenizer:
         """The cached tokenizer of (`key`, settings), or one trained on `texts()`. `key`: content hash of the texts."""
-        identity = f"bpe 1 {self.vocab_size} {self.train_megabytes} {_SPLIT} {key}"
+        identity = f"bpe 1 {self.vocab_size} {self.train_megabytes} {_SPLIT} {key}{' lowercase' * self.lowercase}"
         path = cache_folder() / "tokenizers" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
         if path.is_file():
             try:
@@ -266,6 +268,8 @@ class BPE:
 
     def _train(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
         core = tokenizers.Tokenizer(models.BPE())
+        if self.lowercase:
+            core.normalizer = normalizers.Lowercase()
         core.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
