@@ -34,6 +34,7 @@ MISTAKES = {
     "a mistyped column": (f"{LABELS}messages.csv data.columns.label=labl", "data.columns.label=label"),
     "a column of another task": (f"task=chat {FILES}messages.csv", "data.columns.messages=NAME"),
     "an unknown label": (f"{LABELS}messages.csv data.val=other.csv", "seen in training are ['bill', 'praise']"),
+    "a GPU that four bits need": (f"{FILES}book.txt tuning=qlora", "use tuning=lora"),
     "a GPU that is not there": (f"{FILES}book.txt trainer=gpu", "use trainer=cpu"),
     "both resume and init_from": ("resume=RUN init_from=RUN", "give one of them"),
     "another batch size when going on": ("resume=RUN datamodule.batch_size=4", "cannot change when a run goes on"),

@@ -21,6 +21,7 @@ from alignlab.data.module import TextData
 from alignlab.folders import checkpoint_of
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
+from alignlab.models.narrow import keep_narrow
 from alignlab.origin import Origin, base_of, origin, origin_of
 from alignlab.tasks.task import TaskModule
 from alignlab.text.chat import with_turns
@@ -67,6 +68,13 @@ def architecture(config: DictConfig, start: Origin | None, vocabulary: int, comm
     return GPTConfig.from_dict({**known, "dropout": config.model.get("dropout", 0.0)})
 
 
+def keeps_narrow(config: DictConfig) -> bool:
+    """Whether frozen weights stay of the type of their file: not where they are sharded, or cast by the precision."""
+    precision = str(config.trainer.get("precision"))
+    is_cast = precision.endswith("true") and not precision.startswith("32")
+    return get_class(config.tuning["_target_"]).freezes and config.trainer.get("strategy") != "fsdp" and not is_cast
+
+
 def build(
     config: DictConfig, start: Origin | None, *, command_line: list[str] | None = None, resumes: bool = False
 ) -> Parts:
@@ -77,7 +85,7 @@ def build(
     L.seed_everything(config.seed, workers=False, verbose=False)
     rows = instantiate(config.data, _convert_="all")
     tokenizer, model_config = text_of(config, start, rows, command_line or [])
-    data = data_of(config, rows, tokenizer, model_config.context)
+    data = data_of(config, rows, tokenizer, model_config.context, **known_before(config, start))
     torch.manual_seed(config.seed)  # the same fresh weights, whatever the data drew
     with torch.device("meta" if start is not None else "cpu"):
         model = GPT(model_config, recompute_activations=config.recompute_activations)
@@ -148,7 +156,7 @@ def reference_of(config: DictConfig, model: GPT, *, resumes: bool) -> GPT:
         weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
         reference.load_state_dict(weights, assign=True)
     elif config.init_from:
-        start = origin(config.init_from)
+        start = origin(config.init_from, as_stored=keeps_narrow(config))
         if (found := start.config.vocabulary) != (known := model.config.vocabulary):
             raise ValueError(
                 f"the reference {config.init_from} has a vocabulary of {found}, this run one of {known}; "
@@ -166,6 +174,14 @@ def share_frozen(task: TaskModule, frozen: frozenset[str]) -> None:
         if name in dict(reference.named_parameters()):
             module, _, last = name.rpartition(".")
             setattr(reference.get_submodule(module), last, own[name])
+    keep_narrow(reference)
+
+
+def known_before(config: DictConfig, start: Origin | None) -> dict[str, Any]:
+    """What the datamodule is told of the weights at the start: labels, whose order and scale then stay."""
+    if start is None or "labels" not in start.found or get_class(config.datamodule["_target_"]).kind != "labels":
+        return {}
+    return {"labels_before": start.found["labels"]}
 
 
 def data_of(config: DictConfig, rows: Any, tokenizer: Tokenizer, context: int, **known: Any) -> TextData:

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**24}  # 8 MB of fp32 stay in a CPU's cache; 64 MB keep a GPU's products busy
+FROZEN_CHUNK_LOGITS = 2**22  # where no gradient of the unembedding is added up, but a narrow one may have to be widened
 
 Unembed = Callable[[Tensor], Tensor]
 
@@ -44,10 +45,10 @@ def cross_entropy(
     `backward` is called, so a second derivative raises.
     """
     hidden, targets, weights = _targeted(hidden, targets, weights)
-    chunk = chunk or _chunk(unembed, hidden)
     learns = torch.is_grad_enabled()
-    if learns and len(targets) > chunk and not _is_sharded(unembed):
-        learned = _learned(unembed, hidden)
+    learned = _learned(unembed, hidden) if learns and not _is_sharded(unembed) else None
+    chunk = chunk or _chunk(unembed, hidden, FROZEN_CHUNK_LOGITS if learned == [] else None)
+    if learned is not None and len(targets) > chunk:
         return _ChunkedCrossEntropy.apply(unembed, hidden, targets, weights, label_smoothing, chunk, *learned)
     if weights is None and len(targets) <= chunk:
         return F.cross_entropy(_full(unembed(hidden)), targets, reduction="sum", label_smoothing=label_smoothing)
@@ -85,10 +86,11 @@ def _targeted(hidden: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[
     return hidden, targets, weights
 
 
-def _chunk(unembed: Unembed, hidden: Tensor) -> int:
-    """Targets whose logits fill `CHUNK_LOGITS`; a product over zero rows tells V at no cost."""
+def _chunk(unembed: Unembed, hidden: Tensor, logits: int | None = None) -> int:
+    """Targets that have so many `logits`, or as many as the device is good at; a product over zero rows tells V."""
+    logits = logits or CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"])
     with torch.no_grad():
-        return max(1, CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"]) // unembed(hidden[:0]).shape[-1])
+        return max(1, logits // unembed(hidden[:0]).shape[-1])
 
 
 def _is_sharded(unembed: Unembed) -> bool:

@@ -41,21 +41,24 @@ class Origin:
         return self.identity or fingerprint(self.weights)
 
 
-def origin(place: str) -> Origin:
-    """Reads what `init_from=place` names: a run, a checkpoint, a Hugging Face or peft folder, or hub:org/name."""
+def origin(place: str, *, as_stored: bool = False) -> Origin:
+    """Reads what `init_from=place` names: a run, a checkpoint, a Hugging Face or peft folder, or hub:org/name.
+
+    A folder's weights are made float32, or with `as_stored` stay of the type that they all have in its files.
+    """
     if place.startswith("hub:"):
-        return _from_hugging_face(_download(place.removeprefix("hub:")), place)
+        return _from_hugging_face(_download(place.removeprefix("hub:")), place, as_stored=as_stored)
     if (Path(place) / "adapter_config.json").is_file():
-        return _from_peft(Path(place))
-    if (Path(place) / "config.json").is_file():
-        return _from_hugging_face(Path(place), place)
+        return _from_peft(Path(place), as_stored=as_stored)
+    if any(found for name in ("config.json", "*.safetensors", "*.bin") for found in Path(place).glob(name)):
+        return _from_hugging_face(Path(place), place, as_stored=as_stored)
     if Path(place).is_file() and Path(place).suffix != ".ckpt" and not zipfile.is_zipfile(place):
         raise ValueError(f"{place} is no checkpoint; expected a run folder, a .ckpt file or a Hugging Face folder")
     return origin_of(files.read(checkpoint_of(place)), place)
 
 
-def origin_of(checkpoint: dict[str, Any], place: str, *, resumes: bool = False) -> Origin:
-    """What `checkpoint`, read from `place`, holds for another run to start from.
+def origin_of(checkpoint: dict[str, Any], place: str, *, resumes: bool = False, as_stored: bool = False) -> Origin:
+    """What `checkpoint`, read from `place`, holds for another run to start from; `as_stored` as in `origin`.
 
     With `resumes` it is what this same run started from: its base's path and weights, nothing merged. Raises ValueError
     where the base of an adapter is missing or another.
@@ -65,7 +68,7 @@ def origin_of(checkpoint: dict[str, Any], place: str, *, resumes: bool = False) 
     heads = {name: value for name, value in state.items() if not name.startswith("model.")}
     path, identity = place, None
     if (base := checkpoint.get("base")) is not None:
-        weights = find_base(base, place).weights | weights
+        weights = find_base(base, place, as_stored=as_stored).weights | weights
         identity = fingerprint(state, upon=base["fingerprint"])
         if resumes:
             path, identity = base["path"], base["fingerprint"]
@@ -89,7 +92,7 @@ def base_of(start: Origin) -> dict[str, str]:
     return {"path": str(Path(start.path).resolve()) if is_file else start.path, "fingerprint": start.fingerprint}
 
 
-def find_base(base: dict[str, str], place: str) -> Origin:
+def find_base(base: dict[str, str], place: str, *, as_stored: bool = False) -> Origin:
     """The base that an adapter at `place` names; ValueError where it is not there, or not the same any more."""
     path = base["path"]
     if not path.startswith("hub:") and not Path(path).exists():
@@ -97,16 +100,18 @@ def find_base(base: dict[str, str], place: str) -> Origin:
             f"{place} holds only what was learned upon {path}, which is not there; "
             f"put it back, or let a link stand in its place: ln -s WHERE_IT_IS {path}"
         )
-    found = origin(path)
+    found = origin(path, as_stored=as_stored)
     require_base(found.fingerprint, base["fingerprint"], path=path, place=place)
     return found
 
 
-def _from_hugging_face(folder: Path, place: str) -> Origin:
-    from alignlab.models.huggingface import load_weights, unloaded
+def _from_hugging_face(folder: Path, place: str, *, as_stored: bool) -> Origin:
+    from alignlab.models.huggingface import load_weights, stored_type, unloaded
     from alignlab.models.huggingface_config import read_config
+    from alignlab.models.huggingface_heads import read_head
+    from alignlab.text.tokenizer_files import frame_of
 
-    model = unloaded(read_config(folder))
+    model = unloaded(read_config(folder), dtype=stored_type(folder) if as_stored else None)
     loaded = load_weights(model, folder)
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer.vocab_size > (model.config.vocabulary or 0):
@@ -114,13 +119,18 @@ def _from_hugging_face(folder: Path, place: str) -> Origin:
             f"the tokenizer of {place} has {tokenizer.vocab_size} entries, its embedding only "
             f"{model.config.vocabulary}; expected a folder whose tokenizer and weights belong together"
         )
-    return Origin(path=place, config=model.config, tokenizer=tokenizer, weights=model.state_dict(), heads=loaded.heads)
+    heads, found = read_head(folder, loaded.heads)
+    if "labels" in found:
+        found["labels"]["frame"] = frame_of(folder / "tokenizer.json")
+    return Origin(
+        path=place, config=model.config, tokenizer=tokenizer, weights=model.state_dict(), heads=heads, found=found
+    )
 
 
-def _from_peft(folder: Path) -> Origin:
+def _from_peft(folder: Path, *, as_stored: bool) -> Origin:
     from alignlab.tuning.peft_folder import base_path, read_folder
 
-    below = origin(base_path(folder))
+    below = origin(base_path(folder), as_stored=as_stored)
     learned = read_folder(folder, below.config)
     weights = merge(below.weights | learned.weights, learned.scale)
     identity = fingerprint(learned.weights | learned.heads, upon=below.fingerprint)

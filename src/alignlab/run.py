@@ -12,12 +12,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab import checkpoint as files
-from alignlab.build import Parts, build
+from alignlab.build import Parts, build, keeps_narrow
 from alignlab.callbacks.rhythm import Pruned, Stopped
 from alignlab.dashboard import compare, lay_out
 from alignlab.memory import keep_freed_memory
@@ -36,15 +37,16 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     Raises ValueError for what a user can mend, Stopped after a signal, NotFinite where training diverged.
     """
     require_device(config)
+    instantiate(config.tuning, _convert_="all").require()
     if config.trainer.get("accelerator") == "cpu":
         keep_freed_memory()
     newest = files.newest_good(folder / "checkpoints")
     checkpoint = files.read(newest) if newest is not None else None
     start: Origin | None = None
     if checkpoint is not None:
-        start = origin_of(checkpoint, str(newest), resumes=True)
+        start = origin_of(checkpoint, str(newest), resumes=True, as_stored=keeps_narrow(config))
     elif config.init_from:
-        start = origin(config.init_from)
+        start = origin(config.init_from, as_stored=keeps_narrow(config))
     parts = build(config, start, command_line=command_line, resumes=checkpoint is not None)
     if checkpoint is not None and not config.init_from:
         parts.task.is_fresh = True

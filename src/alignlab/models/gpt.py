@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from alignlab.models.cache import KVCache
 from alignlab.models.config import GPTConfig
-from alignlab.models.kernels import gelu_tanh, rms_norm, squared_relu
+from alignlab.models.kernels import gated_units, gelu_tanh, rms_norm, squared_relu
+from alignlab.models.narrow import linear
 from alignlab.models.rotary import Rotary, rotate
 from alignlab.models.shared import AnswerKeys, PromptKeys
 
@@ -122,7 +123,7 @@ class FeedForward(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         units = self.up(hidden)  # (B, T, F)
         if self.gate is not None:
-            return self.down(F.silu(self.gate(hidden)) * units)
+            return self.down(gated_units(self.gate(hidden), units))
         if self.activation == "relu2":
             return self.down(squared_relu(units))
         return self.down(gelu_tanh(units) if self.activation == "gelu_tanh" else F.gelu(units))
@@ -236,7 +237,7 @@ class GPT(nn.Module):
         """Logits (..., V) of hidden states (..., D)."""
         if self.unembedding is not None:
             return self.unembedding(hidden)
-        return F.linear(hidden, self.embed.weight)
+        return linear(hidden, self.embed.weight)
 
     def _positions(self, ids: Tensor, documents: Tensor | None, cache: Held | None) -> Tensor:
         """Each token's place in its own document: (T,) where all rows agree, else (B, T)."""

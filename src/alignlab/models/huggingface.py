@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import EMBEDDING_STD, GPT
 from alignlab.models.huggingface_config import family_of, read_config, read_fields
-from alignlab.models.huggingface_files import Stored, stored_tensors
+from alignlab.models.huggingface_files import DTYPES, Stored, stored_tensors
 
 HEADS = ("score.", "classifier.", "qa_outputs.")  # heads that a task owns, not the backbone
 BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|rotary_emb\.inv_freq$")  # recomputed, saved by old versions
@@ -108,6 +108,12 @@ def unloaded(config: GPTConfig, *, dtype: torch.dtype | None = None) -> GPT:
     with torch.device("meta"):
         model = GPT(config)
     return model.to(dtype or torch.float32).to_empty(device="cpu")
+
+
+def stored_type(folder: Path | str) -> torch.dtype:
+    """The type that all tensors of a folder's files have; float32 where they differ, or for a type that is no float."""
+    kinds = {DTYPES.get(tensor.kind, torch.float32) for tensor in stored_tensors(folder).values()}
+    return kinds.pop() if len(kinds) == 1 else torch.float32
 
 
 def from_folder(folder: Path | str, *, dtype: torch.dtype | None = None) -> GPT:

@@ -35,6 +35,11 @@ def squared_relu(units: Tensor) -> Tensor:
     return _SquaredRelu.apply(units)
 
 
+def gated_units(gate: Tensor, units: Tensor) -> Tensor:
+    """silu(gate) * units (Shazeer 2020), of any shape; silu(gate) is computed again in the backward pass, not kept."""
+    return _GatedUnits.apply(gate, units)
+
+
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
     """hidden / sqrt(mean(hidden^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019), (..., D)."""
     if is_plain(hidden) and hidden.dtype == weight.dtype:
@@ -90,21 +95,41 @@ class _SquaredRelu(torch.autograd.Function):
         return (gradient * positive).mul_(2)
 
 
+class _GatedUnits(torch.autograd.Function):
+    """Keeps its two inputs, where autograd would keep silu(gate) too."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, units: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, units)
+        return F.silu(gate).mul_(units)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, units = ctx.saved_tensors
+        of_gate = torch.ops.aten.silu_backward(gradient * units, gate)
+        return of_gate, F.silu(gate).mul_(gradient)
+
+
 class _RMSNorm(torch.autograd.Function):
-    """With n = hidden r and r = 1 / sqrt(mean(hidden^2) + eps): d hidden = r (g w - n mean(g w n)), d w = sum g n."""
+    """With n = hidden r and r = 1 / sqrt(mean(hidden^2) + eps): d hidden = r (g w - n mean(g w n)), d w = sum g n.
+
+    Below a frozen weight n is computed again from hidden, which the residual stream keeps anyway.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
         norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
         scale = norm.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
         normalized = hidden * scale
-        ctx.save_for_backward(normalized, weight, scale)
+        ctx.save_for_backward(normalized if ctx.needs_input_grad[1] else hidden, weight, scale)
         return normalized * weight
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        normalized, weight, scale = ctx.saved_tensors
+        kept, weight, scale = ctx.saved_tensors
+        normalized = kept if ctx.needs_input_grad[1] else kept * scale
         of_hidden = of_weight = None
         if ctx.needs_input_grad[1]:
             of_weight = torch.linalg.vecdot(gradient.flatten(0, -2), normalized.flatten(0, -2), dim=0)

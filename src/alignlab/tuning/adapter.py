@@ -8,17 +8,24 @@ import hashlib
 import torch
 from torch import Tensor
 
+from alignlab.models.narrow import NARROW
+
+BLOCK = 2**20  # numbers that are widened at one time
+
 
 def fingerprint(weights: dict[str, Tensor], *, upon: str = "") -> str:
     """sha256 over names, types, shapes and bytes of `weights`, in the order of their names.
 
-    `upon` is the fingerprint of what they were learned upon, where they are only a part of a model.
+    Weights that came narrow count as the float32 numbers that they are. `upon` is the fingerprint of what they were
+    learned upon, where they are only a part of a model.
     """
     digest = hashlib.sha256(upon.encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        wide = torch.float32 if tensor.dtype in NARROW else tensor.dtype
+        digest.update(f"{name} {wide} {list(tensor.shape)}\n".encode())
+        for block in tensor.flatten().split(BLOCK):
+            digest.update(block.to(wide).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

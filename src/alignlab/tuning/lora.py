@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignlab.models.gpt import GPT
+from alignlab.models.narrow import HELD, NarrowEmbedding, NarrowLinear
 
 ADDED = ("lora_a", "lora_b", "magnitude")
 
@@ -26,15 +27,17 @@ class LowRank(nn.Module):
     `dropout` acts on the input of A. A begins as kaiming_uniform(a=sqrt(5)) and B as 0, as peft does.
     """
 
-    def __init__(self, linear: nn.Linear, *, rank: int, scale: float, dropout: float, is_dora: bool) -> None:
+    def __init__(self, plain: nn.Linear, *, rank: int, scale: float, dropout: float, is_dora: bool) -> None:
         super().__init__()
-        self.weight = linear.weight  # (M, N)
-        self.bias = linear.bias
+        self.weight = plain.weight  # (M, N)
+        self.bias = plain.bias
+        self.storage = HELD
         self.scale = scale
         self.dropout = dropout
-        rows, columns = linear.weight.shape
-        self.lora_a = nn.Parameter(linear.weight.new_empty(rank, columns))
-        self.lora_b = nn.Parameter(linear.weight.new_zeros(rows, rank))
+        rows, columns = plain.weight.shape
+        wide = torch.promote_types(self.weight.dtype, torch.float32)  # the frozen weight may be narrow
+        self.lora_a = nn.Parameter(self.weight.new_empty(rank, columns, dtype=wide))
+        self.lora_b = nn.Parameter(self.weight.new_zeros(rows, rank, dtype=wide))
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
         self.magnitude = nn.Parameter(self._lengths()) if is_dora else None  # (M,)
 
@@ -43,14 +46,16 @@ class LowRank(nn.Module):
         dropped = F.dropout(hidden, self.dropout, self.training)
         reduced = F.linear(dropped, self.lora_a)  # (..., R)
         if self.magnitude is None:
-            return _added(F.linear(hidden, self.weight, self.bias), reduced, self.lora_b, self.scale)
+            return _added(self.storage.product(hidden, self.weight, self.bias), reduced, self.lora_b, self.scale)
         # the length is a constant in the backward pass: section 4.3 of the paper
         ratio = self.magnitude / self._lengths()
         if not (self.training and self.dropout):  # both products then read the same input
-            changed = _added(F.linear(hidden, self.weight), reduced, self.lora_b, self.scale) * ratio
+            changed = _added(self.storage.product(hidden, self.weight, None), reduced, self.lora_b, self.scale) * ratio
             return changed if self.bias is None else changed + self.bias
-        update = F.linear(dropped, self.weight) * (ratio - 1) + F.linear(reduced, self.lora_b) * (ratio * self.scale)
-        return F.linear(hidden, self.weight, self.bias) + update
+        update = self.storage.product(dropped, self.weight, None) * (ratio - 1) + F.linear(reduced, self.lora_b) * (
+            ratio * self.scale
+        )
+        return self.storage.product(hidden, self.weight, self.bias) + update
 
     def extra_repr(self) -> str:
         return f"rank={len(self.lora_a)}, scale={self.scale:g}, dropout={self.dropout:g}"
@@ -64,8 +69,8 @@ class LowRank(nn.Module):
     def merged(self) -> nn.Linear:
         """A plain frozen linear layer that computes the same."""
         with torch.device("meta"):
-            plain = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None)
-        weight = merged_weight(self.weight, self.lora_a, self.lora_b, self.magnitude, self.scale)
+            plain = nn.Linear(self.lora_a.shape[1], self.lora_b.shape[0], bias=self.bias is not None)
+        weight = merged_weight(self.storage.widened(self.weight), self.lora_a, self.lora_b, self.magnitude, self.scale)
         plain.weight = nn.Parameter(weight, requires_grad=False)
         plain.bias = self.bias
         return plain.train(self.training)
@@ -83,7 +88,7 @@ def merged_weight(weight: Tensor, down: Tensor, up: Tensor, magnitude: Tensor | 
     merged = weight.double() + up.double() @ down.double() * scale
     if magnitude is not None:
         merged *= (magnitude.double() / torch.linalg.vector_norm(merged, dim=1))[:, None]
-    return merged.to(weight.dtype)
+    return merged.to(torch.promote_types(weight.dtype, down.dtype))  # the weight may be narrow
 
 
 def insert(model: GPT, targets: Iterable[str], *, rank: int, scale: float, dropout: float, is_dora: bool) -> None:
@@ -96,9 +101,9 @@ def insert(model: GPT, targets: Iterable[str], *, rank: int, scale: float, dropo
         raise ValueError("tuning.targets is empty; expected layers such as [query, value]")
     for block in model.blocks:
         for part in (block.get_submodule("attention"), block.get_submodule("feedforward")):
-            for name, linear in list(part.named_children()):
-                if name in wanted and type(linear) is nn.Linear:
-                    setattr(part, name, LowRank(linear, rank=rank, scale=scale, dropout=dropout, is_dora=is_dora))
+            for name, plain in list(part.named_children()):
+                if name in wanted and type(plain) is nn.Linear:
+                    setattr(part, name, LowRank(plain, rank=rank, scale=scale, dropout=dropout, is_dora=is_dora))
                     found.add(name)
     if missing := sorted(wanted - found):
         layers = [name for name, module in model.blocks[0].named_modules() if type(module) in (nn.Linear, LowRank)]
@@ -108,17 +113,20 @@ def insert(model: GPT, targets: Iterable[str], *, rank: int, scale: float, dropo
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
-    """Within it every low-rank layer of a model or task is one plain linear layer, so that generation is fast.
+    """Within it every low-rank or narrow layer of a model or task is one plain layer, so that generation is fast.
 
     Afterwards the layers are back as they were, bit for bit: their weights are never written.
     """
-    held: list[tuple[nn.Module, str, LowRank]] = []
+    held: list[tuple[nn.Module, str, nn.Module]] = []
     try:
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, LowRank):
                     held.append((parent, name, child))
                     setattr(parent, name, child.merged())
+                elif isinstance(child, NarrowLinear | NarrowEmbedding):
+                    held.append((parent, name, child))
+                    setattr(parent, name, child.widened())
         yield
     finally:
         for parent, name, layer in held:

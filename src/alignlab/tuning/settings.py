@@ -58,12 +58,15 @@ class Tuning(ABC):
     """One answer to which weights learn."""
 
     lora_scale: ClassVar[float | None] = None
+    freezes: ClassVar[bool] = True  # whether weights stay as they are, which may then stay as narrow as their file
 
     def apply(self, task: Tunable) -> Report:
         """Freezes all that does not learn, before the optimizer is built.
 
         Raises ValueError where this way of tuning does not fit the task's model.
         """
+        from alignlab.models.narrow import widen
+
         self.prepare(task)
         chosen = self.names(task)
         learning: set[str] = set()
@@ -72,19 +75,31 @@ class Tuning(ABC):
         for name, parameter in task.named_parameters():
             is_learning = name in chosen
             parameter.requires_grad_(is_learning)
+            if is_learning or parameter.ndim < 2:  # of the frozen weights only matrices stay as narrow as they came
+                widen(parameter)
             (learning if is_learning else frozen).add(name)
             total += parameter.numel()
             if is_learning:
                 count += parameter.numel()
                 kept = task.optim.numbers_per_weight(name, parameter)
                 state += kept * parameter.numel() * parameter.element_size()
+        self.settle(task)
         return Report(
             learning=frozenset(learning), frozen=frozenset(frozen), learned_parameters=count, parameters=total,
             state_bytes=state, note=self.note(task),
         )  # fmt: skip
 
+    def require(self) -> None:  # noqa: B027 - most ways of tuning need nothing
+        """Raises ValueError where this machine lacks what it needs."""
+
     def prepare(self, task: Tunable) -> None:  # noqa: B027 - most ways of tuning add no layers
         """Adds layers of its own to the task's model."""
+
+    def settle(self, task: Tunable) -> None:
+        """Keeps what is frozen in little room: as narrow as it came."""
+        from alignlab.models.narrow import keep_narrow
+
+        keep_narrow(task.model)
 
     @abstractmethod
     def names(self, task: Tunable) -> set[str]:
@@ -113,6 +128,7 @@ class Full(Tuning):
     Gradual unfreezing is that of Howard and Ruder 2018, section 3.3; the embedding comes last.
     """
 
+    freezes: ClassVar[bool] = False
     unfreeze_every: PositiveInt | None = None  # optimizer steps
 
     def names(self, task: Tunable) -> set[str]:
@@ -209,3 +225,53 @@ class LoRA(Tuning):
 
         added = {name for name, _ in task.named_parameters() if name.rpartition(".")[2] in ADDED}
         return added | own_head(task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QLoRA(Tuning):
+    """`LoRA` upon frozen matrices of four bits (Dettmers et al. 2023), on CUDA with bitsandbytes.
+
+    `kind` are the sixteen values, `doubly` says that their scales are quantized too. The table of embeddings stays in
+    the type of its file. What was learned is merged into the base's own weights, as with peft, not into four bits.
+    """
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    dropout: BelowOne = 0.0  # on the input of A
+    targets: list[Layer] = field(default_factory=lambda: list(ATTENTION))
+    rank_stabilized: bool = False
+    kind: Literal["nf4", "fp4"] = "nf4"
+    doubly: bool = True
+
+    @property
+    def _lora(self) -> LoRA:
+        return LoRA(
+            rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets,
+            rank_stabilized=self.rank_stabilized,
+        )  # fmt: skip
+
+    @property
+    def lora_scale(self) -> float:  # type: ignore[override]
+        """What the product of B and A is multiplied by."""
+        return self._lora.lora_scale
+
+    def require(self) -> None:
+        """Raises ValueError without a CUDA device or bitsandbytes."""
+        from alignlab.tuning.four_bit import require_kernels
+
+        require_kernels()
+
+    def prepare(self, task: Tunable) -> None:
+        """As `LoRA`."""
+        self._lora.prepare(task)
+
+    def names(self, task: Tunable) -> set[str]:
+        """What `prepare` added, and the task's own head."""
+        return self._lora.names(task)
+
+    def settle(self, task: Tunable) -> None:
+        """Quantizes the matrices of the blocks on the CUDA device."""
+        from alignlab.tuning.four_bit import quantize
+
+        quantize(task.model, self.kind, doubly=self.doubly, device="cuda")
+        super().settle(task)
