@@ -88,7 +88,7 @@ def composed(options: argparse.Namespace, rows: Path, folder: Path) -> Any:
 
     overrides = [
         "task=chat", f"init_from={options.folder}", "tuning=lora", f"tuning.rank={RANK}", f"tuning.alpha={ALPHA}",
-        "tuning.targets=[query,value]", "data=files", f"data.train={rows}", f"data.val={rows}",
+        "tuning.targets=[query,value]", "data=files", "data.on_bad_row=skip", f"data.train={rows}", f"data.val={rows}",
         f"datamodule.batch_size={options.batch}", f"datamodule.max_length={options.length}", f"optim.lr={RATE}",
         "optim.weight_decay=0", "optim.schedule=constant", "optim.warmup_steps=0", f"trainer.max_steps={ENDLESS}",
         "trainer.max_epochs=null", "trainer.precision=32-true", "logger=none", "callbacks=none",

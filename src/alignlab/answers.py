@@ -5,6 +5,7 @@ It puts a run's task and datamodule together again from its checkpoint, and know
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from alignlab.tasks.task import TaskModule
 from alignlab.trainer import resolve_precision
 
 OF_THE_DATA = ("data", "datamodule", "task", "trainer")
+# what a folder of weights tells of its head -> the task that reads it
+TASKS = {"labels": "classification", "answers": "extractive_qa", "paired": "reward"}
+OF_KIND = {"labels": "labels", "span": "answers", "pairs": "paired"}  # kind of rows -> what their datamodule is told
 
 
 @torch.no_grad()
@@ -33,6 +37,7 @@ def answer(
     start: Origin, model: GPT, rows: Iterable[dict | str | BadRecord], *, batch_size: int | None = None
 ) -> list[dict[str, Any]]:
     """One dict a row, in their order: row, input, target (None where unknown), output and scores, or error."""
+    start = with_task(start)
     task = task_of(start, model)
     if type(task).predict is TaskModule.predict:
         task.predict([])  # says so: its data would not be read either
@@ -50,6 +55,18 @@ def answer(
         task.reference = (reference_of(config, model, resumes=True).to(device),)
     batches = (move_data_to_device(batch, device) for batch in data.test_dataloader())
     return list(lines(data.asked("test"), task.predict(batches), {**given.errors, **data.dropped("test")}))
+
+
+def with_task(start: Origin) -> Origin:
+    """`start` as a run of the task that its head is for, where it is a folder of weights with a head."""
+    is_reward = start.found.get("one_label") == "reward"  # as `alignlab export` calls it
+    told = "paired" if is_reward else next((name for name in TASKS if name in start.found), None)
+    if start.settings is not None or told is None:
+        return start
+    # heads of others know no marks and read causally
+    plain = ["task.match_question=false", "task.prefix_mask=false"] if told == "answers" else []
+    settings: Any = OmegaConf.to_container(_composed([f"task={TASKS[told]}", *plain], start.path), resolve=True)
+    return replace(start, settings=settings, found={told: start.found[told]})
 
 
 def encoded(start: Origin, model: GPT, row: dict | str, *, limit: int) -> tuple[Any, bool]:
@@ -82,9 +99,13 @@ def measure(place: str, overrides: Sequence[str], *, output: Path | None = None)
     load_weights(model, start.weights)
     if start.settings is None:
         rows = instantiate(composed.data, _convert_="all")
-        data = data_of(composed, rows, start.tokenizer, start.config.context)
+        told = OF_KIND.get(get_class(composed.datamodule["_target_"]).kind, "")
+        known = {name: value for name, value in start.found.items() if name == told}
+        data = data_of(composed, rows, start.tokenizer, start.config.context, **known)
         optim = instantiate(composed.optim, _convert_="all")
         task: TaskModule = node(composed.task, model=model, tokenizer=start.tokenizer, optim=optim, **data.found())
+        task.found = data.found()
+        task.adopt(start.heads, start.found, start.path)
         settings = composed
     else:
         settings = _changed(OmegaConf.create(start.settings), composed, overrides)

@@ -36,7 +36,8 @@ class TextBatch(NamedTuple):
 class LabelSet:
     """What the labels of the training rows are: their form, and `names` of the classes in the order of their ids.
 
-    `counts` are the training rows of each class; numbers to regress on have `mean` and `std` instead.
+    `counts` are the training rows of each class; numbers to regress on have `mean` and `std` instead. `frame` are the
+    ids before and after a text, where that is not the end of text, as with a folder of somebody else's.
     """
 
     form: Literal["classes", "multi_label", "regression"]
@@ -45,6 +46,7 @@ class LabelSet:
     rows: int = 0
     mean: float = 0.0
     std: float = 1.0
+    frame: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 class LabelBatch(NamedTuple):

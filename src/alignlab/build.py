@@ -21,7 +21,7 @@ from alignlab.data.module import TextData
 from alignlab.folders import checkpoint_of
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
-from alignlab.models.narrow import keep_narrow
+from alignlab.models.narrow import keep_narrow, widen
 from alignlab.origin import Origin, base_of, origin, origin_of
 from alignlab.tasks.task import TaskModule
 from alignlab.text.chat import with_turns
@@ -174,6 +174,9 @@ def share_frozen(task: TaskModule, frozen: frozenset[str]) -> None:
         if name in dict(reference.named_parameters()):
             module, _, last = name.rpartition(".")
             setattr(reference.get_submodule(module), last, own[name])
+    for parameter in reference.parameters():
+        if parameter.ndim < 2:  # as the weights of the task itself
+            widen(parameter)
     keep_narrow(reference)
 
 

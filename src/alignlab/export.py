@@ -8,7 +8,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import tokenizers
@@ -27,7 +26,7 @@ from alignlab.models.huggingface_export import ClassificationHead, Head, SpanHea
 from alignlab.origin import Origin, origin, origin_of
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.tuning import peft_folder
-from alignlab.tuning.lora import merge
+from alignlab.tuning.lora import insert, merge
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROBLEMS: dict[str, Any] = {
@@ -94,9 +93,13 @@ def head_of(start: Origin) -> Head | None:
                 f"token under causal attention only: train with task.{option}={usual} for an export"
             )
     if set(shapes) == {"head.weight"} and "labels" in start.found:
-        labels = start.found["labels"]
-        names = tuple(str(name) for name in labels["names"]) or ("value",)
-        return ClassificationHead(weight=start.heads["head.weight"], labels=names, problem=PROBLEMS[labels["form"]])
+        labels, weight = start.found["labels"], start.heads["head.weight"]
+        names = tuple(str(name) for name in labels["names"]) or (start.found.get("one_label", "value"),)
+        if labels["form"] == "regression":  # the run learned standardized numbers
+            weight = weight * labels.get("std", 1.0)
+        return ClassificationHead(
+            weight=weight, labels=names, problem=PROBLEMS[labels["form"]], offset=labels.get("mean", 0.0)
+        )
     if shapes == {"head.weight": (1, width)}:
         return ClassificationHead(weight=start.heads["head.weight"], labels=("reward",), problem="regression")
     if "match" in shapes:
@@ -119,13 +122,14 @@ def _write_model(
     start: Origin, checkpoint: dict[str, Any] | None, place: str, folder: Path, dtype: torch.dtype
 ) -> Exported:
     tokenizer, head, model = start.tokenizer, head_of(start), model_of(start)
-    if isinstance(head, ClassificationHead):
+    is_own = start.settings is not None  # a folder of somebody else's frames and pads as it did
+    if isinstance(head, ClassificationHead) and is_own:
         tokenizer = _padded_apart(tokenizer)
     stops = sorted(tokenizer.stop_ids)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     write_folder(
         model, folder, head=head, dtype=dtype, token_ids=ids,
-        write_tokenizer=lambda place: _save_tokenizer(tokenizer, place, closes="labels" in start.found),
+        write_tokenizer=lambda place: _save_tokenizer(tokenizer, place, closes=is_own and "labels" in start.found),
         generation={"eos_token_id": stops} if len(stops) > 1 else None,
     )  # fmt: skip
     difference = verify(model, folder, head=head)
@@ -167,12 +171,14 @@ def _write_adapter(checkpoint: dict[str, Any], place: str, folder: Path) -> Expo
     model = model_of(below)
     check_targets(checkpoint["config"], place)
     tuning = instantiate(OmegaConf.create(checkpoint["config"]).tuning, _convert_="all")
-    tuning.prepare(SimpleNamespace(model=model))
+    is_dora = any(name.endswith(".magnitude") for name in checkpoint["state_dict"])
+    scale = checkpoint["lora_scale"]
+    insert(model, tuning.targets, rank=tuning.rank, scale=scale, dropout=tuning.dropout, is_dora=is_dora)
     state = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
     problems = model.load_state_dict({n: v for n, v in state.items() if n not in merged.heads}, strict=False)
     assert not problems.unexpected_keys, f"weights without a place: {problems.unexpected_keys[:3]}"
     peft_folder.write_folder(
-        model, folder, scale=checkpoint["lora_scale"], base=base["path"], dropout=tuning.dropout, head=head_of(merged)
+        model, folder, scale=scale, base=base["path"], dropout=tuning.dropout, head=head_of(merged)
     )
     below.tokenizer.save(folder)
     learned = peft_folder.read_folder(folder, below.config)

@@ -7,7 +7,7 @@ nothing of heads and losses.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,11 +25,12 @@ SHOWN = 20  # labels named in an error
 Form = Literal["auto", "classes", "multi_label", "regression"]
 
 
-def find_labels(rows: Iterable[dict], form: Form = "auto") -> LabelSet:
+def find_labels(rows: Iterable[dict], form: Form = "auto", before: LabelSet | None = None) -> LabelSet:
     """The label set of training rows: lists are multi-label, numbers of which some are fractions regression.
 
-    Anything else is a class. Classes are ordered by name, or by id where all are ids. Raises ValueError where forms
-    are mixed, or where there is only one class.
+    Anything else is a class. Classes are ordered by name, or by id where all are ids; where `before`, what the weights
+    at the start know, has the same ones, by its order. Numbers keep its scale. Raises ValueError where forms are mixed,
+    or where there is only one class.
     """
     seen: Counter[str | int | float] = Counter()
     total, first = 0, None
@@ -48,10 +49,14 @@ def find_labels(rows: Iterable[dict], form: Form = "auto") -> LabelSet:
         are_numbers = all(not isinstance(label, str) for label in seen)
         form = "regression" if are_numbers and any(isinstance(label, float) for label in seen) else "classes"
     if form == "regression":
-        return _numbers(seen, total)
+        found = _numbers(seen, total)
+        is_same = before is not None and before.form == "regression"
+        return replace(found, mean=before.mean, std=before.std) if is_same and before is not None else found
     if any(isinstance(label, str) for label in seen):
         seen = Counter({str(label): sum(seen[s] for s in seen if str(s) == str(label)) for label in seen})
     names: tuple = tuple(sorted(seen))
+    if before is not None and before.form == form and set(before.names) == set(names):
+        names = tuple(before.names)
     if len(names) < 2 and form == "classes":
         raise ValueError(f"the training rows have only one label, {list(names)}; expected at least two classes")
     return LabelSet(form=form, names=names, counts=tuple(seen[name] for name in names), rows=total)
@@ -75,7 +80,8 @@ class LabelEncoder(Encoder):
     reads_last: ClassVar[bool] = True
 
     def __init__(self, *, tokenizer: Tokenizer, labels: LabelSet, max_length: int, targets: bool = True) -> None:
-        self.eos = tokenizer.eos_id
+        before, after = labels.frame or ((tokenizer.eos_id,), (tokenizer.eos_id,))
+        self.before, self.after = np.array(before, dtype=np.int64), np.array(after, dtype=np.int64)
         self.separator = np.array(tokenizer.encode(SEPARATOR))
         self.labels = labels
         self.ids = {name: number for number, name in enumerate(labels.names)}
@@ -87,17 +93,18 @@ class LabelEncoder(Encoder):
         return [row["text"]] if "text" in row else [row["text_a"], row["text_b"]]
 
     def example(self, row: dict, parts: list[np.ndarray]) -> Example | Dropped:
-        """End of text, text, end of text; every token but the first can be learned by the auxiliary loss."""
+        """The text in its frame; every token but the first can be learned by the auxiliary loss."""
         between = [self.separator] * (len(parts) - 1)
         whole = sum(map(len, parts))
-        parts = cut_longest(parts, self.max_length - 2 - sum(map(len, between)))
+        parts = cut_longest(parts, self.max_length - len(self.before) - len(self.after) - sum(map(len, between)))
         cut = whole - sum(map(len, parts))
         pieces = [parts[0], *(piece for pair in zip(between, parts[1:], strict=True) for piece in pair)]
-        ids = np.concatenate([[self.eos], *pieces, [self.eos]])
-        learned = np.ones(len(ids), dtype=bool)
-        learned[0] = False
+        ids = np.concatenate([self.before, *pieces, self.after])
+        if not len(ids):
+            return Dropped("the text has no token")
+        learned = np.arange(len(ids)) >= max(1, len(self.before))
         columns = {"labels": self._label(row.get("label"))} if self.targets else {}
-        return Example(ids, learned, columns, {"examples": 1.0, "tokens": float(len(ids) - 1)}, cut)
+        return Example(ids, learned, columns, {"examples": 1.0, "tokens": float(learned.sum())}, cut)
 
     def batch(self, padded: Padded, counts: dict[str, float]) -> LabelBatch:
         """See `alignlab.batch.LabelBatch`; without targets the labels are the rows' lengths, which nobody reads."""
@@ -136,7 +143,8 @@ class Labels(EncodedData):
     """The splits of `rows` as batches of texts with labels, of at most `max_length` tokens.
 
     `form` says what labels are where they do not tell: numbers without a fraction are classes. `labels` are those that
-    a trained model knows; without them they are found in the training rows.
+    a trained model knows; without them they are found in the training rows. `labels_before` are those of the weights
+    that training starts from, whose order and scale are kept.
     """
 
     kind = "labels"
@@ -147,6 +155,7 @@ class Labels(EncodedData):
         rows: Rows,
         tokenizer: Tokenizer,
         labels: dict[str, Any] | None = None,
+        labels_before: dict[str, Any] | None = None,
         targets: bool = True,
         form: Form = "auto",
         max_length: PositiveInt = 256,
@@ -164,7 +173,11 @@ class Labels(EncodedData):
         if max_length < 4:
             raise ValueError(f"datamodule.max_length is {max_length}; expected at least 4 tokens")
         self.max_length = max_length
-        self.labels = find_labels(rows.read("train", "labels"), form) if labels is None else LabelSet(**labels)
+        if labels is not None:
+            self.labels = LabelSet(**labels)
+        else:
+            before = None if labels_before is None else LabelSet(**labels_before)
+            self.labels = find_labels(rows.read("train", "labels"), form, before)
         self.encode_splits()
 
     @classmethod

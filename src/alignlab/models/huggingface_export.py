@@ -22,6 +22,7 @@ from alignlab.models.huggingface import Place, load_weights, places, unloaded
 from alignlab.models.huggingface_config import CLASS_PREFIX, read_config
 from alignlab.models.huggingface_family import family as family_for
 from alignlab.models.huggingface_family import to_fields
+from alignlab.models.huggingface_heads import OFFSET
 
 SHARD_BYTES = 5_000_000_000
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -31,12 +32,14 @@ DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float
 class ClassificationHead:
     """Scores (B, C) = weight (C, D) times the hidden state of a text's last token; a reward model has one label.
 
-    `transformers` finds the last token as the last that is not `pad_token_id`.
+    `transformers` finds the last token as the last that is not `pad_token_id`. Its class has no bias: the `offset` of a
+    number is told in config.json, for the reader to add.
     """
 
     weight: Tensor
     labels: tuple[str, ...]
     problem: Literal["single_label_classification", "multi_label_classification", "regression"]
+    offset: float = 0.0
 
     def tensors(self) -> dict[str, Tensor]:
         """Under the names of transformers."""
@@ -48,6 +51,7 @@ class ClassificationHead:
             "id2label": {str(index): label for index, label in enumerate(self.labels)},
             "label2id": {label: index for index, label in enumerate(self.labels)},
             "problem_type": self.problem,
+            **({OFFSET: self.offset} if self.offset else {}),
         }
 
 

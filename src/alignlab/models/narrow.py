@@ -117,18 +117,22 @@ def keep_narrow(model: nn.Module) -> None:
     """Gives every linear layer and table of a narrow weight the class that reads it; all of them must be frozen."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) not in (nn.Linear, nn.Embedding) or child.weight.dtype not in NARROW:
+            is_plain = type(child) in (nn.Linear, nn.Embedding)
+            if not isinstance(child, nn.Linear | nn.Embedding) or not is_plain or child.weight.dtype not in NARROW:
                 continue
             assert not child.weight.requires_grad, f"{name} learns and is {child.weight.dtype}"
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, narrow_linear(child, child.weight))
-            else:
-                narrow = NarrowEmbedding(child.num_embeddings, child.embedding_dim, device="meta")
-                narrow.weight = child.weight
-                setattr(parent, name, narrow.train(child.training))
+            narrow = narrow_linear(child, child.weight) if isinstance(child, nn.Linear) else narrow_table(child)
+            setattr(parent, name, narrow)
 
 
-def narrow_linear(plain: nn.Linear, weight: nn.Parameter, storage: Storage = HELD) -> NarrowLinear:
+def narrow_table(plain: nn.Embedding) -> NarrowEmbedding:
+    """The table in the place of `plain`."""
+    narrow = NarrowEmbedding(plain.num_embeddings, plain.embedding_dim, device="meta")
+    narrow.weight = plain.weight
+    return narrow.train(plain.training)
+
+
+def narrow_linear(plain: nn.Linear, weight: Tensor, storage: Storage = HELD) -> NarrowLinear:
     """The layer in the place of `plain` whose `weight` is kept as `storage` says."""
     narrow = NarrowLinear(plain.in_features, plain.out_features, bias=False, device="meta")
     narrow.weight, narrow.bias, narrow.storage = weight, plain.bias, storage

@@ -22,13 +22,13 @@ from torchmetrics import MeanMetric
 from alignlab.batch import AnswerFacts, SpanBatch
 from alignlab.metrics.squad import Score, best_threshold, likeliest_sentence, score
 from alignlab.models.gpt import EMBEDDING_STD, GPT
+from alignlab.models.huggingface_heads import ALWAYS
 from alignlab.optim import Optim
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import BelowOne, PositiveInt
 
 log = logging.getLogger(__name__)
-ALWAYS = -1e9  # log-odds that every answer exceeds
 SHOWN = 2  # answers of each validation, in the log
 
 
@@ -97,6 +97,12 @@ class ExtractiveQA(TaskModule):
     def meaning(self, found: dict[str, Any]) -> Any:
         """First and last token mean the same for all rows with answers in their context."""
         return "first and last token of an answer" if "answers" in found else None
+
+    def adopt(self, heads: dict[str, Tensor], found: dict[str, Any], place: str) -> None:
+        """A head that was trained without marks goes on with marks that add nothing yet."""
+        if heads and self.match is not None and "match" not in heads:
+            heads = heads | {"match": torch.zeros_like(self.match)}
+        super().adopt(heads, found, place)
 
     def losses(self, batch: SpanBatch) -> dict[str, Term]:
         """{"loss": mean of the cross-entropies of first and last token, summed over the windows}."""

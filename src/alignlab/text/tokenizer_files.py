@@ -34,6 +34,18 @@ def read_core(path: Path) -> tokenizers.Tokenizer:
         raise ValueError(f"{str(path)!r} is not a readable tokenizer.json: {error}") from error
 
 
+def frame_of(path: Path) -> list[list[int]]:
+    """Ids that the template of a tokenizer.json puts before a text and after it."""
+    core = read_core(path)
+    core.no_padding()
+    core.no_truncation()
+    bare, whole = core.encode("a", add_special_tokens=False).ids, core.encode("a").ids
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return [whole[:start], whole[start + len(bare) :]]
+    raise ValueError(f"the template of {path} changes the text itself; expected one that adds special tokens around it")
+
+
 def read_json(path: Path) -> dict:
     """What a file holds; nothing where it is absent."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
