@@ -40,7 +40,7 @@ def cross_entropy(
 
     unembed: (..., D) -> (..., V), such as `model.unembed`. hidden: (..., D); targets: (...) ids, -100 is skipped before
     the unembedding; weights: (...) per target, constants to autograd, 1 by default; chunk: targets whose logits exist
-    at one time, by default as many as fill 64 MB. With e = label_smoothing, as torch's:
+    at one time, by default as many as the device is good at. With e = label_smoothing, as torch's:
     nll = -(1 - e) log p[target] - e / V sum_v log p[v] (Szegedy et al. 2016, section 7). The gradients exist before
     `backward` is called, so a second derivative raises.
     """
