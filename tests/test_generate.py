@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from alignlab.generate import Generation, Sampling, generate, generate_all
+from alignlab.generate import Generation, Sampling, generate, generate_all, weights
 from alignlab.generate.choose import candidates, next_tokens, penalize
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
@@ -17,6 +17,8 @@ LLAMA = {"kv_heads": 2}
 GPT2 = {"norm": "layer", "positions": "learned", "activation": "gelu_tanh", "bias": "all", "tied": True}
 QWEN = {"qk_norm": True, "head_width": 8, "bias": "qkv"}
 MISTRAL = {"window": 6, "kv_heads": 2}
+NANO = {"qk_norm": True, "activation": "relu2", "kv_heads": 2}
+FAMILIES = [LLAMA, GPT2, QWEN, MISTRAL, NANO]
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 3], [4, 4, 20, 21]]
 
 
@@ -76,8 +78,10 @@ def greedy(model: GPT, prompts=PROMPTS, **fields) -> list[list[int]]:
     return [row.ids for row in generate(model, prompts, sampling, eos_ids=[EOS], pad_id=PAD)]
 
 
-@pytest.mark.parametrize("family", [LLAMA, GPT2, QWEN, MISTRAL], ids=["llama", "gpt2", "qwen", "mistral"])
-def test_greedy_is_the_naive_loop(family):
+@pytest.mark.parametrize("family", FAMILIES, ids=["llama", "gpt2", "qwen", "mistral", "nano"])
+@pytest.mark.parametrize("fused", [2**24, 0], ids=["fused", "as they are"])
+def test_greedy_is_the_naive_loop(family, fused, monkeypatch):
+    monkeypatch.setattr(weights, "FUSED_PARAMETERS", fused)  # weights are copied, or read where they lie
     model = tiny(**family)
     assert greedy(model) == [naive_greedy(model, prompt, 12) for prompt in PROMPTS]
 

@@ -18,9 +18,8 @@ class KVCache:
     def __init__(
         self, config: GPTConfig, *, rows: int, capacity: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
-        shape = (config.layers, rows, config.groups, capacity, config.head_size)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (config.layers, 2, rows, config.groups, capacity, config.head_size)  # 2: keys, values
+        self.held = torch.empty(shape, device=device, dtype=dtype)  # zeros would touch what may never be needed
         self.documents = torch.zeros(rows, capacity, device=device, dtype=torch.long)
         self.next_position = torch.zeros(rows, device=device, dtype=torch.long)
         self.length = 0
@@ -30,15 +29,16 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """How many tokens a row can hold."""
-        return self.keys.shape[3]
+        return self.held.shape[4]
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Stores (B, G, T, Dh) keys and values of `layer` after the tokens held; returns all of them, (B, G, K, Dh)."""
         end = self.length + key.shape[2]
         assert end <= self.capacity, f"the cache holds {self.capacity} tokens; {end} are needed"
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys, values = self.held[layer].unbind()
+        keys[:, :, self.length : end] = key
+        values[:, :, self.length : end] = value
+        return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, documents: Tensor | None, positions: Tensor, tokens: int) -> None:
         """Counts `tokens` more tokens as held, after every layer has stored them."""
@@ -55,20 +55,18 @@ class KVCache:
         if not self.padded:
             return None
         if self._mask is None:
-            mask = torch.zeros(self.documents.shape, device=self.keys.device, dtype=self.keys.dtype)
+            mask = torch.zeros(self.documents.shape, device=self.held.device, dtype=self.held.dtype)
             self._mask = mask.masked_fill_(self.documents != 0, -torch.inf)[:, None, None]
         return self._mask
 
     def reorder(self, rows: Tensor, start: int) -> None:
         """Row i becomes row `rows[i]` (B,) from token `start` on; before it the two must be equal, as beams are."""
-        for held in (self.keys, self.values):
-            tail = held[:, :, :, start : self.length]
-            tail.copy_(tail.index_select(1, rows))
+        tail = self.held[:, :, :, :, start : self.length]
+        tail.copy_(tail.index_select(2, rows))
 
     def select(self, rows: Tensor) -> None:
         """Keeps rows `rows` (N,), in that order, with repetition: beams that go on, or rows that are not finished."""
-        self.keys = self.keys.index_select(1, rows)
-        self.values = self.values.index_select(1, rows)
+        self.held = self.held.index_select(2, rows)
         self.documents = self.documents.index_select(0, rows)
         self.next_position = self.next_position.index_select(0, rows)
         self._mask = None
