@@ -4,7 +4,7 @@
     python benchmarks/padded_training.py ag_news.csv --task classification
     python benchmarks/padded_training.py ag_news.csv --task classification --ours "optim=muon"
 
-Both train a Llama of the same shape from scratch on the same ids and targets, 16 rows a step, bf16 autocast, AdamW
+Both train a Llama of the same shape from scratch on the same ids and targets, 16 rows a step, in one precision, AdamW
 at the same rate, gradients clipped at 1. The peer has its default sampler and its usual collator, which pads each batch
 to its longest row: DataCollatorForSeq2Seq for chat, DataCollatorWithPadding for classification. What counts is tokens
 that are no padding.
@@ -68,18 +68,19 @@ class Pace:
             self.wait()
 
 
-def overrides(task: str, path: Path, shape: Shape) -> list[str]:
+def overrides(task: str, path: Path, shape: Shape, precision: str) -> list[str]:
     """The command line that trains the shape on the file, without validation on the way."""
     return [
-        f"task={task}", "data=files", f"data.train={path}", "trainer=cpu", "trainer.precision=bf16-mixed",
+        f"task={task}", "data=files", f"data.train={path}", "trainer=cpu", f"trainer.precision={precision}",
         "model=nano", "model.activation=swiglu", "model.qk_norm=false", f"model.layers={shape.layers}",
         f"model.heads={shape.heads}", f"model.width={shape.width}", f"model.feedforward={shape.feedforward}",
         f"model.context={shape.context}", f"datamodule.batch_size={BATCH}", "optim=adamw", f"optim.lr={RATE}",
         "trainer.max_epochs=null", f"trainer.max_steps={ENDLESS}", f"eval_every={ENDLESS}",
+        "data.on_bad_row=skip",
     ]  # fmt: skip
 
 
-def ours(pace: Pace, task: str, path: Path, shape: Shape) -> None:
+def ours(pace: Pace, task: str, path: Path, shape: Shape, precision: str) -> None:
     """train.py itself, run in this process with one more callback in Lightning's Trainer; nothing else is changed."""
     import lightning.pytorch as L
 
@@ -98,7 +99,11 @@ def ours(pace: Pace, task: str, path: Path, shape: Shape) -> None:
 
     L.Trainer.__init__ = build_paced  # type: ignore[method-assign]  paces the steps of the real trainer
     with tempfile.TemporaryDirectory() as folder:
-        sys.argv = [str(REPOSITORY / "train.py"), *overrides(task, path, shape), f"hydra.run.dir={folder}/run"]
+        sys.argv = [
+            str(REPOSITORY / "train.py"),
+            *overrides(task, path, shape, precision),
+            f"hydra.run.dir={folder}/run",
+        ]
         sys.argv += shlex.split(os.environ.get("OURS", ""))
         os.chdir(REPOSITORY)
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -111,7 +116,7 @@ def encoded(task: str, path: Path, shape: Shape) -> tuple[Any, list[dict[str, An
     from alignlab.rows.files import Files
     from alignlab.text.tokenizer import BPE
 
-    rows = Files(train=str(path))
+    rows = Files(train=str(path), on_bad_row="skip")  # some of alpaca's answers are empty
     kind: Any = Labels if task == "classification" else Conversations
     tokenizer = BPE().build(lambda: kind.texts(rows), rows.fingerprint("train"))
     train: Any = kind(rows=rows, tokenizer=tokenizer, max_length=shape.context).examples("train")
@@ -124,7 +129,7 @@ def encoded(task: str, path: Path, shape: Shape) -> tuple[Any, list[dict[str, An
     return tokenizer, found, 0 if labels is None else int(labels.max()) + 1
 
 
-def peer(pace: Pace, task: str, path: Path, shape: Shape) -> None:
+def peer(pace: Pace, task: str, path: Path, shape: Shape, precision: str) -> None:
     """transformers.Trainer with its defaults; nothing saved, nothing reported."""
     from transformers import (
         DataCollatorForSeq2Seq,
@@ -163,7 +168,8 @@ def peer(pace: Pace, task: str, path: Path, shape: Shape) -> None:
         )  # fmt: skip
         model = (LlamaForSequenceClassification if classes else LlamaForCausalLM)(config)
         settings = TrainingArguments(
-            output_dir=folder, use_cpu=True, bf16=True, per_device_train_batch_size=BATCH, max_steps=ENDLESS,
+            output_dir=folder, use_cpu=True, bf16=precision == "bf16-mixed",
+            per_device_train_batch_size=BATCH, max_steps=ENDLESS,
             learning_rate=RATE, weight_decay=0.1, max_grad_norm=1.0, save_strategy="no", report_to="none",
             disable_tqdm=True,
         )  # fmt: skip
@@ -178,7 +184,7 @@ class Contestant:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
         command = [sys.executable, __file__, str(options.file.resolve()), "--task", options.task]
         self.process = subprocess.Popen(
-            [*command, "--shape", options.shape, "--as", name],
+            [*command, "--shape", options.shape, "--precision", options.precision, "--as", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -212,13 +218,14 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="rows of the task, in any format that data=files reads")
     parser.add_argument("--task", choices=("chat", "classification"), required=True)
     parser.add_argument("--shape", choices=SHAPES, default="4x128", help="layers x width")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=40, help="in each round")
     parser.add_argument("--ours", default="", metavar="ARGS", help="more arguments for train.py")
     parser.add_argument("--as", dest="contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
-        CONTESTANTS[options.contestant](Pace(), options.task, options.file, SHAPES[options.shape])
+        CONTESTANTS[options.contestant](Pace(), options.task, options.file, SHAPES[options.shape], options.precision)
         return
     speeds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     contestants = [Contestant(name, options) for name in CONTESTANTS]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignlab.generate import Generation, Sampling, generate, generate_all, weights
-from alignlab.generate.choose import candidates, next_tokens, penalize
+from alignlab.generate.choose import candidates, highest, next_tokens, penalize
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
 
@@ -205,6 +205,16 @@ def test_filters_keep_what_they_say():
     assert kept(top_k=3, top_p=0.6) == [0, 1]  # after top-k 0.526, 0.316, 0.158
     assert kept(top_k=2, top_p=0.52) == [0]  # after top-k 0.625; 0.5 of the whole would not cover it
     assert penalize(torch.tensor([[2.0, -2.0, 2.0]]), torch.tensor([[True, True, False]]), 2.0).tolist() == [[1, -4, 2]]
+
+
+@pytest.mark.parametrize(("size", "count"), [(4096, 8), (5000, 8), (700, 50), (12_800, 100)])
+def test_the_highest_scores_are_those_of_topk(size, count):
+    scores = torch.randn(3, size, generator=torch.Generator().manual_seed(0))
+    scores[1, 640:704] += 9  # all in one chunk
+    values, places = highest(scores, count)
+    expected = scores.topk(count)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(places, expected.indices)
 
 
 def test_top_p_of_a_flat_distribution_looks_beyond_the_likeliest_256():

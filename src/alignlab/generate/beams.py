@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from alignlab.generate.choose import penalize
+from alignlab.generate.choose import highest, penalize
 from alignlab.generate.sampling import FinishedBy, Generation, Sampling
 from alignlab.models.cache import KVCache
 
@@ -48,7 +48,9 @@ class Hypotheses:
         while len(self.live) < self.sampling.beams:  # a vocabulary of few tokens: beams that can never win
             self.live.append((-torch.inf, (None, choices[0][2], 0.0)))
             parents.append(0)
-        return parents
+        order = _settled(parents)
+        self.live = [self.live[place] for place in order]
+        return [parents[place] for place in order]
 
     def stop(self, tokens: int, is_stopped: Callable[[list[int]], bool]) -> None:
         """Moves beams that end in a stop string to the finished ones."""
@@ -78,6 +80,18 @@ class Hypotheses:
         while len(found) < self.sampling.samples:  # fewer different texts exist than were asked for
             found.append(found[-1])
         return found
+
+
+def _settled(parents: list[int]) -> list[int]:
+    """An order of the beams in which as many as can be take their parent's place: what they remember stays there."""
+    places: list[int | None] = [None] * len(parents)
+    others = []
+    for beam, parent in enumerate(parents):
+        if places[parent] is None:
+            places[parent] = beam
+        else:
+            others.append(beam)
+    return [others.pop(0) if beam is None else beam for beam in places]
 
 
 def _path(node: Node | None) -> tuple[list[int], list[float]]:
@@ -144,13 +158,15 @@ def _best(
     logits: Tensor, totals: Tensor, seen: Tensor | None, sampling: Sampling
 ) -> list[list[tuple[float, int, int]]]:
     """For each prompt its best 2 W continuations (total, beam, token), best first."""
+    scores, shift = logits, totals.view(-1, 1)
     if seen is None:
-        scores = logits + (totals.view(-1, 1) - logits.logsumexp(dim=-1, keepdim=True))
+        shift = shift - logits.logsumexp(dim=-1, keepdim=True)
     else:
-        scores = penalize(logits.log_softmax(dim=-1), seen, sampling.repetition_penalty) + totals.view(-1, 1)
+        scores = penalize(logits.log_softmax(dim=-1), seen, sampling.repetition_penalty)
     count = min(2 * sampling.beams, scores.shape[-1])
     # first within each beam, then among beams: long rows are searched in parallel
-    values, index = scores.topk(count, dim=-1)
+    values, index = highest(scores, count)
+    values = values + shift
     values, place = values.view(len(totals), -1).topk(min(2 * sampling.beams, values.numel() // len(totals)), dim=-1)
     tokens = index.view(len(totals), -1).gather(1, place).tolist()
     origin = (place // count).tolist()

@@ -5,10 +5,12 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from alignlab.generate.sampling import Sampling
 
+CHUNK = 64  # tokens looked at together in the search for the highest
 HEAD = 256  # likeliest tokens looked at before the whole vocabulary is sorted for top-p
 
 
@@ -40,15 +42,29 @@ def next_tokens(
     return drawn[:, 0] if index is None else index.gather(1, drawn)[:, 0]
 
 
+def highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` highest of scores (B, V), best first, and their places, both (B, count); quick on long rows."""
+    rows, size = scores.shape
+    if 2 * count * CHUNK > size:
+        return scores.topk(count, dim=-1)
+    scores = F.pad(scores, (0, -size % CHUNK), value=-torch.inf) if size % CHUNK else scores
+    # the highest lie in those `count` chunks whose own highest are the highest
+    chunks = scores.view(rows, -1, CHUNK)
+    best = chunks.amax(dim=-1).topk(count, dim=-1).indices  # (B, count)
+    held = chunks.gather(1, best[:, :, None].expand(-1, -1, CHUNK)).flatten(1)
+    values, place = held.topk(count, dim=-1)
+    return values, best.gather(1, place // CHUNK) * CHUNK + place % CHUNK
+
+
 def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     """What the filters leave of logits (B, V): values (B, C), -inf where filtered, and their ids, None if C is V."""
     values, index = logits, None
     if sampling.top_k:
-        values, index = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1)
+        values, index = highest(logits, min(sampling.top_k, logits.shape[-1]))
     if sampling.top_p < 1:
         total = values.logsumexp(dim=-1, keepdim=True)
         if index is None:
-            values, index = logits.topk(min(HEAD, logits.shape[-1]), dim=-1)
+            values, index = highest(logits, min(HEAD, logits.shape[-1]))
             if bool(((values - total).exp().sum(dim=-1) < sampling.top_p).any()):  # a flat distribution: sort all
                 values, index = logits.sort(dim=-1, descending=True)
         probabilities = (values - total).exp()

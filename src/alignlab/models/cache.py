@@ -62,7 +62,8 @@ class KVCache:
     def reorder(self, rows: Tensor, start: int) -> None:
         """Row i becomes row `rows[i]` (B,) from token `start` on; before it the two must be equal, as beams are."""
         tail = self.held[:, :, :, :, start : self.length]
-        tail.copy_(tail.index_select(2, rows))
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        tail.index_copy_(2, moved, tail.index_select(2, rows[moved]))
 
     def select(self, rows: Tensor) -> None:
         """Keeps rows `rows` (N,), in that order, with repetition: beams that go on, or rows that are not finished."""
