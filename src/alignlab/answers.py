@@ -12,11 +12,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab.build import data_of, load_weights, node, reference_of, task_of
+from alignlab.build import class_of, data_of, load_weights, node, reference_of, task_of
 from alignlab.callbacks.predictions import Predictions, lines
 from alignlab.data.module import TextData
 from alignlab.models.gpt import GPT
@@ -42,7 +42,7 @@ def answer(
     if type(task).predict is TaskModule.predict:
         task.predict([])  # says so: its data would not be read either
     config = OmegaConf.create(start.settings or {})
-    data_class: type[TextData] = get_class(config.datamodule["_target_"])
+    data_class: type[TextData] = class_of(config.datamodule)
     given = Given(rows=rows, kind=data_class.kind, columns=config.data.get("columns") or {})
     if not given.rows:
         return list(lines([], {}, given.errors))
@@ -75,7 +75,7 @@ def encoded(start: Origin, model: GPT, row: dict | str, *, limit: int) -> tuple[
     Raises ValueError for a row that is wrong.
     """
     config = OmegaConf.create(start.settings or {})
-    data_class: type[TextData] = get_class(config.datamodule["_target_"])
+    data_class: type[TextData] = class_of(config.datamodule)
     given = Given(rows=[row], kind=data_class.kind, columns=config.data.get("columns") or {})
     if given.errors:
         raise ValueError(f"the row {given.errors[0]}")
@@ -99,7 +99,7 @@ def measure(place: str, overrides: Sequence[str], *, output: Path | None = None)
     load_weights(model, start.weights)
     if start.settings is None:
         rows = instantiate(composed.data, _convert_="all")
-        told = OF_KIND.get(get_class(composed.datamodule["_target_"]).kind, "")
+        told = OF_KIND.get(class_of(composed.datamodule).kind, "")
         known = {name: value for name, value in start.found.items() if name == told}
         data = data_of(composed, rows, start.tokenizer, start.config.context, **known)
         optim = instantiate(composed.optim, _convert_="all")

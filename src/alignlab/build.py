@@ -50,6 +50,11 @@ def node(config: DictConfig, **found: Any) -> Any:
     return instantiate(config, _partial_=True, _convert_="all")(**found)
 
 
+def class_of(config: DictConfig) -> Any:
+    """The class that one configuration node names."""
+    return get_class(config["_target_"])
+
+
 def architecture(config: DictConfig, start: Origin | None, vocabulary: int, command_line: list[str]) -> GPTConfig:
     """The GPT's configuration: that of `start`, which a field on the `command_line` must not contradict."""
     if start is None:
@@ -72,7 +77,7 @@ def keeps_narrow(config: DictConfig) -> bool:
     """Whether frozen weights stay of the type of their file: not where they are sharded, or cast by the precision."""
     precision = str(config.trainer.get("precision"))
     is_cast = precision.endswith("true") and not precision.startswith("32")
-    return get_class(config.tuning["_target_"]).freezes and config.trainer.get("strategy") != "fsdp" and not is_cast
+    return class_of(config.tuning).freezes and config.trainer.get("strategy") != "fsdp" and not is_cast
 
 
 def build(
@@ -98,7 +103,7 @@ def text_of(
     config: DictConfig, start: Origin | None, rows: Any, command_line: list[str]
 ) -> tuple[Tokenizer, GPTConfig]:
     """The tokenizer, which may have to be trained on `rows`, and the architecture that reads its ids."""
-    data_class: Any = get_class(config.datamodule["_target_"])  # knows which texts of its rows a tokenizer learns from
+    data_class = class_of(config.datamodule)  # knows which texts of its rows a tokenizer learns from
     if start is not None:
         tokenizer = start.tokenizer
         is_asked = any(override.lstrip("+").startswith("tokenizer") for override in command_line)
@@ -182,7 +187,7 @@ def share_frozen(task: TaskModule, frozen: frozenset[str]) -> None:
 
 def known_before(config: DictConfig, start: Origin | None) -> dict[str, Any]:
     """What the datamodule is told of the weights at the start: labels, whose order and scale then stay."""
-    if start is None or "labels" not in start.found or get_class(config.datamodule["_target_"]).kind != "labels":
+    if start is None or "labels" not in start.found or class_of(config.datamodule).kind != "labels":
         return {}
     return {"labels_before": start.found["labels"]}
 
