@@ -39,7 +39,11 @@ def compare(trainer: L.Trainer, config: DictConfig, command_line: list[str], val
     from torch.utils.tensorboard.summary import hparams
 
     # few, for each is a chart of one dot; the last values of all others stand in the tab by themselves
-    wanted = {f"best/{config.monitor}", "train/seconds", *(name for name in values if name.startswith("test/"))}
+    wanted = {
+        f"best/{config.monitor}",
+        "train/seconds",
+        *(name for name in values if name.startswith("test/") and "/f1/" not in name),
+    }
     reached = {name: float(value) for name, value in values.items() if name in wanted and _is_number(value)}
     for logger in _boards(trainer):
         _, start, end = hparams(hyperparameters(config, command_line), reached)

@@ -205,3 +205,14 @@ def test_a_gpu_has_a_name() -> None:
     assert gpu("rtx-4090").name == "RTX 4090"
     with pytest.raises(UserError, match="accepted: H200"):
         gpu("abacus")
+
+
+def test_a_context_that_is_too_long_is_advised_down(files: list[str]) -> None:
+    long = [*files, *ON_GPU, "model.context=2048", "datamodule.batch_size=4000"]
+    found = plan(long, gpu_name="t4")
+    assert not found.fits
+    (shorter,) = [change for change in found.advice if change.options[0].startswith("datamodule.max_length=")]
+    assert shorter.fits
+    again = plan([*long, *shorter.options], gpu_name="t4")
+    assert again.memory.total == shorter.total
+    assert again.fits

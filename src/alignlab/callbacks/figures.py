@@ -1,11 +1,16 @@
-"""Tables of counts, such as a confusion matrix, as figures in TensorBoard; and the texts that a task shows."""
+"""What a run shows beside curves: lengths and a first example of the data, confusion, calibration, texts of a task."""
 
 from typing import TYPE_CHECKING
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
+from alignlab.callbacks.samples import plain
+from alignlab.data.encoded import LEFT, RIGHT
+from alignlab.data.splits import EncodedData
 from alignlab.tasks.task import Table, TaskModule
 
 if TYPE_CHECKING:
@@ -15,7 +20,24 @@ NAMED = 40  # classes at most whose names and counts are written out
 
 
 class Figures(Callback):
-    """Draws each table of the task, and writes its texts, after a validation and after the test."""
+    """Draws what the task measured, and writes its texts, after a validation and after the test.
+
+    Before the first step it shows the data: the lengths of the training examples, and the first of them with what is
+    learned of it in bold.
+    """
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Shows the data."""
+        if trainer.global_step or not trainer.is_global_zero:
+            return
+        train = trainer.datamodule.splits.get("train") if isinstance(trainer.datamodule, EncodedData) else None
+        if train is None:
+            return
+        tokenizer = trainer.datamodule.tokenizer
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("data/lengths", lengths_drawn(train.lengths), 0)
+                logger.experiment.add_text("data/example", marked(train.sample(tokenizer)), 0)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the tables of this validation."""
@@ -34,6 +56,9 @@ class Figures(Callback):
                 for name, table in task.tables.items():
                     if name.startswith(stage):
                         logger.experiment.add_figure(name, drawn(table), trainer.global_step)
+                for name, bins in task.bins.items():
+                    if name.startswith(stage):
+                        logger.experiment.add_figure(name, calibration_drawn(bins), trainer.global_step)
                 for name, text in task.texts.items():
                     if name.startswith((stage, "train/")):
                         logger.experiment.add_text(name, text, trainer.global_step)
@@ -57,5 +82,40 @@ def drawn(table: Table) -> "Figure":
             for column in range(classes):
                 shade = "white" if shares[row, column] > 0.5 else "black"
                 text = f"{int(table.counts[row, column])}"
-                axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=7)
+                axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=9)
     return figure
+
+
+def calibration_drawn(bins: Tensor) -> "Figure":
+    """Hits over confidence for each of the bins (15, 3), whose examples the area of a dot shows."""
+    from matplotlib.figure import Figure
+
+    examples, confidence, hits = bins[bins[:, 0] > 0].T
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="#1c2330", linewidth=1)
+    axes.scatter(confidence / examples, hits / examples, s=20 + 300 * examples / examples.sum(), color="#2f6fde")
+    error = float((confidence - hits).abs().sum() / examples.sum())
+    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.set_title(f"{int(examples.sum())} examples, off by {error:.3f} on average", loc="left", fontsize=9)
+    return figure
+
+
+def lengths_drawn(lengths: np.ndarray) -> "Figure":
+    """How many of the training examples have how many tokens."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(lengths, bins=min(40, max(1, int(lengths.max() - lengths.min()) + 1)), color="#2f6fde")
+    axes.set(xlabel="tokens", ylabel="examples")
+    told = f"{len(lengths):,} examples, mean {lengths.mean():.1f}, longest {lengths.max()}"
+    axes.set_title(told, loc="left", fontsize=9)
+    return figure
+
+
+def marked(sample: str) -> str:
+    """An example whose learned parts stand between brackets, as Markdown that shows them bold."""
+    parts = [part.split(RIGHT) for part in sample.split(LEFT)]
+    first, rest = parts[0][0], parts[1:]
+    return plain(first) + "".join(f"<strong>{plain(learned)}</strong>{plain(after)}" for learned, after in rest)

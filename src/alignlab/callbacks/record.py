@@ -50,7 +50,8 @@ class Record(Callback):
             self.values |= {f"best/{name}": value for name, value in results.items()}
             self.values["best/step"] = self.best_step
         if trainer.logger is not None:
-            trainer.logger.log_metrics(results, step=trainer.global_step)
+            charts = {name: value for name, value in results.items() if "/f1/" not in name}  # not one for each class
+            trainer.logger.log_metrics(charts, step=trainer.global_step)
         self.write(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -94,10 +95,11 @@ class Record(Callback):
         self.stopwatch.before = state_dict["seconds"]
 
     def _is_better(self, value: float) -> bool:
+        """By the monitored metric; of two that are equal, as shares of a few rows often are, the later one wins."""
         before = self.values.get(f"best/{self.monitor}")
         if before is None or math.isnan(float(before)):
             return True
-        return value < float(before) if self.lower_is_better else value > float(before)
+        return value <= float(before) if self.lower_is_better else value >= float(before)
 
 
 def _plain(value: float | int | str) -> float | int | str | None:

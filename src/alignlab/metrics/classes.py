@@ -51,7 +51,7 @@ class ClassScores(Metric):
         self.bins.index_add_(0, place, torch.stack([ones, confidence, is_right], dim=-1))
 
     def compute(self) -> dict[str, Any]:
-        """accuracy, f1_macro, f1_micro, calibration_error, nan without examples; each_f1 (C,), confusion (C, C)."""
+        """accuracy, f1_macro, f1_micro, calibration_error, nan without examples; each_f1, confusion and bins."""
         total = float(self.confusion.sum()) or math.nan
         right = self.confusion.diagonal()
         occurs = self.confusion.sum(0) + self.confusion.sum(1) > 0
@@ -64,6 +64,7 @@ class ClassScores(Metric):
             "calibration_error": float(gaps) / total,
             "each_f1": each,
             "confusion": self.confusion.clone(),
+            "bins": self.bins.clone(),
         }
 
 

@@ -1,10 +1,15 @@
 """What to change where a run does not fit: options to add, each measured as the run is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignlab.plan.arguments import composed
 from alignlab.plan.memory import largest
+from alignlab.plan.rehearsal import widths
 from alignlab.plan.running import Run
+from alignlab.plan.scenario import known_of
+from alignlab.trainer import ranks_of
+
+LENGTHS = tuple(2**power for power in range(16, 8, -1))  # tokens of a row that are tried, the longest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +35,14 @@ def advice(run: Run) -> list[Change]:
     if not run.device.is_cpu and run.strategy != "fsdp":
         options.append(f"trainer=fsdp trainer.devices={max(8, run.ranks)}")
     changes = [_change(run, option.split()) for option in options]
-    if (smaller := _smaller(run)) is not None:
-        changes.append(smaller)
+    changes += [found for found in (_smaller(run), _shorter(run)) if found is not None]
     if changes and not any(change.fits for change in changes):
         together = [word for option in options for word in option.split()]
         other = _changed(run, *together)
         changes.append(_change(run, together))
-        if not changes[-1].fits and (last := _smaller(other)) is not None:
-            changes.append(Change(options=[*together, *last.options], total=last.total, fits=last.fits))
+        if not changes[-1].fits:
+            found = (_smaller(other), _shorter(other))
+            changes += [replace(last, options=[*together, *last.options]) for last in found if last is not None]
     return changes
 
 
@@ -59,10 +64,35 @@ def _smaller(run: Run) -> Change | None:
     return _change(run, options)
 
 
-def _changed(run: Run, *options: str) -> Run:
-    """The run with more options; what was read stays."""
+def _shorter(run: Run) -> Change | None:
+    """Rows of fewer tokens: the longest of LENGTHS with which the whole micro-batch fits; None for short rows.
+
+    Memory above that of the weights grows with the tokens at most, so the first try is a fair guess.
+    """
+    length = run.length
+    if length <= LENGTHS[-1] or not hasattr(run.known.data, "max_length"):
+        return None
+    whole, still = (run.measure(run.rows).parts, ("weights", "gradients", "optimizer state"))
+    fixed = sum(size for name, size in whole.items() if name in still or name.startswith("gathered"))
+    room = max(0, run.device.memory - fixed) / max(1, sum(whole.values()) - fixed)
+    tried = [shorter for shorter in LENGTHS if shorter < length and shorter <= 2 * room * length]
+    change = None
+    for shorter in tried or [LENGTHS[-1]]:
+        options = [f"datamodule.max_length={shorter}"]
+        other = _changed(run, *options, reads=True)
+        total = other.measure(other.rows).total
+        change = Change(options=options, total=total, fits=total <= run.device.memory)
+        if change.fits:
+            break
+    return change
+
+
+def _changed(run: Run, *options: str, reads: bool = False) -> Run:
+    """The run with more options; what was read stays, unless they change how that `reads`."""
     arguments = [*run.arguments, *options]
     config = composed(arguments)
+    known = known_of(config, arguments) if reads else run.known
     return Run(
-        config=config, arguments=arguments, known=run.known, widths=run.widths, device=run.device, horizon=run.horizon
-    )
+        config=config, arguments=arguments, known=known, device=run.device, horizon=run.horizon,
+        widths=widths(known.data, ranks_of(config)) if reads else run.widths,
+    )  # fmt: skip

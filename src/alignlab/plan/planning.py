@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from alignlab.errors import UserError
+from alignlab.losses import CHUNK_LOGITS
 from alignlab.models.config import flops_per_token
 from alignlab.plan.advice import Change, advice
 from alignlab.plan.arguments import composed
@@ -152,11 +153,13 @@ def _epoch_tokens(known: Known) -> int | None:
 
 
 def _probed(run: Run, middle: Any, flops: float) -> Probed:
-    data = run.known.data
+    data, rows = run.known.data, len(middle.ids)
+    full = -(-CHUNK_LOGITS["cpu"] // (middle.ids.shape[1] * (run.known.model_config.vocabulary or 1)))
     return probe(
         lambda: assembled(run.config, run.known).task,
         lambda rows: batch_of(data, run.widths.middle, rows),
-        rows=len(middle.ids), flops=flops, precision=run.precision, accumulate=1, horizon=run.horizon,
+        rows=rows, least=2 * full if rows > full else 1, flops=flops, precision=run.precision, accumulate=1,
+        horizon=run.horizon,
     )  # fmt: skip
 
 

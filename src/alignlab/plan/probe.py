@@ -19,7 +19,7 @@ from alignlab.plan.rehearsal import attach, autocast, cast
 from alignlab.tasks.task import TaskModule
 
 SECONDS = 5.0  # of the probe
-LONGEST = 1.2  # seconds, of one step in it
+LONGEST = 2.0  # seconds, of one step in it
 LARGEST = 2**32  # bytes of weights, gradients and optimizer state in it
 
 
@@ -44,12 +44,13 @@ def products_per_second(size: int, dtype: torch.dtype) -> float:
 
 
 def probe(
-    make: Callable[[], TaskModule], batch: Callable[[int], Any], *, rows: int, flops: float, precision: str,
-    accumulate: int, horizon: int,
+    make: Callable[[], TaskModule], batch: Callable[[int], Any], *, rows: int, least: int, flops: float,
+    precision: str, accumulate: int, horizon: int,
 ) -> Probed:  # fmt: skip
     """The time of one micro-batch of `rows` rows, `flops` of which are in matrix products.
 
-    make: the task, its weights without storage; batch: a micro-batch of so many rows.
+    make: the task, its weights without storage; batch: a micro-batch of so many rows; least: fewer would take another
+    way through the loss, and its time.
     """
     keep_freed_memory()
     dtype = torch.float32 if precision.startswith("32") else torch.bfloat16
@@ -59,7 +60,7 @@ def probe(
     expected = flops / speed  # of a step at full size, too low rather than too high
     if 4 * sum(p.numel() * 4 for p in task.parameters()) > LARGEST:
         return Probed(forward_backward=2 * expected, update=0.0, how="half the speed of its matrix products")
-    part = min(rows, max(1, int(rows * LONGEST / max(expected, 1e-9) / 2)))
+    part = min(rows, max(least, int(rows * LONGEST / max(expected, 1e-9) / 2)))
     if expected * part / rows > LONGEST and layers > 2:
         one, two = (_timed(make(), batch(part), depth, precision, accumulate, horizon) for depth in (1, 2))
         forward = one[0] + (layers - 1) * max(0.0, two[0] - one[0])
@@ -85,7 +86,7 @@ def _timed(
     passes: list[float] = []
     updates: list[float] = []
     begun = time.perf_counter()
-    while len(passes) < 4 or (time.perf_counter() - begun < SECONDS and len(passes) < 200):
+    while len(passes) < 3 or (time.perf_counter() - begun < SECONDS and len(passes) < 200):
         start = time.perf_counter()
         with autocast(precision):
             loss = task.training_step(batch, 0)

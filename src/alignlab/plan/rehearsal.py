@@ -6,8 +6,8 @@ nothing of devices and of what fits.
 
 # B rows
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alignlab.build import Parts
 from alignlab.data.module import TextData
+from alignlab.losses import CHUNK_LOGITS
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
 from alignlab.plan.ledger import Book, Ledger
@@ -109,8 +110,21 @@ def take_step(task: TaskModule, optimizer: torch.optim.Optimizer, batches: Seque
     optimizer.step()
 
 
-def rehearse(parts: Parts, batches: Sequence[Any], *, precision: str, ranks: int, horizon: int, steps: int) -> Book:
-    """The book of `steps` optimizer steps, each over `batches`; its FLOPs are those of one batch."""
+@contextmanager
+def chunks_of(kind: str) -> Iterator[None]:
+    """Within it the loss cuts logits up as on devices of this kind, though the tensors are a CPU's."""
+    own = CHUNK_LOGITS["cpu"]
+    CHUNK_LOGITS["cpu"] = CHUNK_LOGITS[kind]
+    try:
+        yield
+    finally:
+        CHUNK_LOGITS["cpu"] = own
+
+
+def rehearse(
+    parts: Parts, batches: Sequence[Any], *, precision: str, ranks: int, horizon: int, steps: int, kind: str
+) -> Book:
+    """The book of `steps` optimizer steps, each over `batches`, on a device of a kind; its FLOPs are of one batch."""
     task = parts.task
     cast(task, precision)
     attach(task, ranks=ranks, accumulate=len(batches), horizon=horizon)
@@ -121,7 +135,7 @@ def rehearse(parts: Parts, batches: Sequence[Any], *, precision: str, ranks: int
     if steps == 1:  # which is to be one from the middle of a run
         _from_the_middle(ledger, task, optimizer)
     for _ in range(steps):
-        with ledger:
+        with ledger, chunks_of(kind):
             ledger.hold([x for batch in batches for x in batch if isinstance(x, Tensor)], "batch")
             ledger.part = "activations"
             _take_noted_step(ledger, task, optimizer, batches, precision)

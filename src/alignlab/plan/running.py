@@ -26,7 +26,7 @@ class Run:
     widths: Widths
     device: Device
     horizon: int
-    _seen: dict[int, dict[str, float]] = field(default_factory=dict)
+    _seen: dict[int, tuple[dict[str, float], float]] = field(default_factory=dict)
 
     @property
     def ranks(self) -> int:
@@ -61,14 +61,35 @@ class Run:
 
     def measure(self, rows: int) -> Memory:
         """The memory with `rows` rows in a micro-batch."""
-        length = batch_of(self.known.data, self.widths.widest, 1).ids.shape[1]
-        is_long = length * (self.known.model_config.vocabulary or 0) >= CHUNK_LOGITS["cuda"]  # each row adds the same
-        is_line = is_long and rows > 2 and not self.device.is_cpu
-        found = along(self._found(1), self._found(2), rows - 1) if is_line else self._found(rows)
+        base = self._straight
+        if rows > 2 * base:
+            found = along(self._found(base), self._found(2 * base), rows / base - 1)
+        else:
+            found = self._found(rows)
         return memory_of(
             self.parts.task, found, device=self.device, ranks=self.ranks, strategy=self.strategy,
             ema=self.config.ema is not None,
         )  # fmt: skip
+
+    @property
+    def _kind(self) -> str:
+        """Of the device, as torch calls it."""
+        return "cpu" if self.device.is_cpu else "cuda"
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return int(batch_of(self.known.data, self.widths.widest, 1).ids.shape[1])
+
+    @cached_property
+    def _straight(self) -> int:
+        """Rows from which on each row adds the same: the logits fill a chunk then.
+
+        On a CPU the gaps of the heap do not, so that no fewer rows than were asked for are taken.
+        """
+        full = -(-CHUNK_LOGITS[self._kind] // (self.length * max(1, self.known.model_config.vocabulary or 0)))
+        base = 1 if full == 1 else 2 * full
+        return max(base, self.rows) if self.device.is_cpu else base
 
     @cached_property
     def parts(self) -> Parts:
@@ -80,12 +101,14 @@ class Run:
     @cached_property
     def flops(self) -> float:
         """FLOPs of a position of the widest micro-batch."""
-        return self._along_layers(1)[1] / batch_of(self.known.data, self.widths.widest, 1).ids.numel()
+        rows = min(self._seen, default=1)
+        self._found(rows)
+        return self._seen[rows][1] / batch_of(self.known.data, self.widths.widest, rows).ids.numel()
 
     def _found(self, rows: int) -> dict[str, float]:
         if rows not in self._seen:
-            self._seen[rows] = self._along_layers(rows)[0]
-        return self._seen[rows]
+            self._seen[rows] = self._along_layers(rows)
+        return self._seen[rows][0]
 
     def _along_layers(self, rows: int) -> tuple[dict[str, float], float]:
         """Parts and FLOPs of a micro-batch; a deep model's follow from two shallow ones, for its blocks are alike."""
@@ -102,7 +125,7 @@ class Run:
         batches = [batch_of(self.known.data, self.widths.widest, rows) for _ in range(micros)]
         book = rehearse(
             assembled(self.config, self.known, layers=layers), batches,
-            precision=self.precision, ranks=self.ranks, horizon=self.horizon, steps=steps,
+            precision=self.precision, ranks=self.ranks, horizon=self.horizon, steps=steps, kind=self._kind,
         )  # fmt: skip
         share = shares(self.parts.task, ranks=self.ranks, strategy=self.strategy)
         return rehearsed(book, steps=steps, is_cpu=self.device.is_cpu, share=share), book.flops

@@ -22,6 +22,7 @@ from alignlab.losses import cross_entropy
 from alignlab.metrics.classes import ClassScores, NumberScores, SetScores
 from alignlab.models.gpt import EMBEDDING_STD, GPT
 from alignlab.optim import Optim
+from alignlab.tasks.shown import ROWS, table
 from alignlab.tasks.task import Table, TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import BelowOne, NonNegativeFloat
@@ -79,6 +80,7 @@ class Classification(TaskModule):
         self.class_weights = _balanced(self.labels) if class_weights == "balanced" else None
         self.metrics = {stage: _scores(self.labels) for stage in ("val", "test")}
         self.mean_losses = {stage: MeanMetric() for stage in ("val", "test")}
+        self.answers: dict[str, list[tuple[object, ...]]] = {"val": [], "test": []}  # a few, to be shown
 
     @property
     def expected_start(self) -> float | None:
@@ -119,17 +121,23 @@ class Classification(TaskModule):
             metric.update(logits, labels)
         if stage == "test":
             self.predictions |= self._told(batch, logits)
+        self._show(batch, logits, stage)
 
     def results(self, stage: str) -> dict[str, float]:
-        """What the scores of this form measure; F1 of each class; the confusion matrix as a table."""
+        """What the scores of this form measure, F1 of each class; what is to be shown is laid ready."""
         metric, names = self.metrics[stage], self.labels.names
         results = {"loss": float(self.mean_losses[stage].compute()), **metric.compute()}
         each, confusion = results.pop("each_f1", None), results.pop("confusion", None)
+        if (bins := results.pop("bins", None)) is not None:
+            self.bins[f"{stage}/calibration"] = bins.cpu()
         if each is not None and len(names) <= EACH_SHOWN:
             plain = (str(name).replace("/", "-") for name in names)
             results |= {f"f1/{name}": float(value) for name, value in zip(plain, each, strict=True)}
         if confusion is not None:
             self.tables[f"{stage}/confusion"] = Table(confusion.cpu(), [str(name) for name in names])
+        names_shown = ("text", "truth", "answer", "probability")
+        self.texts[f"{stage}/predictions"] = table(names_shown, self.answers[stage])
+        self.answers[stage] = []
         metric.reset()
         self.mean_losses[stage].reset()
         return results
@@ -155,6 +163,24 @@ class Classification(TaskModule):
         ids = batch.ids.gather(1, order).masked_fill(~is_text, self.tokenizer.pad_id)
         targets = batch.targets.gather(1, order).masked_fill(~is_text, IGNORED)
         return Reading(self._blanked(ids), targets, lengths, order, 1 - self.token_skipping)
+
+    def _show(self, batch: LabelBatch, logits: Tensor, stage: str) -> None:
+        """Keeps text, truth, answer and its probability of the first rows of an evaluation."""
+        if len(self.answers[stage]) >= ROWS:
+            return
+        for place, told in zip(range(ROWS), self._told(batch, logits).values(), strict=False):
+            text = self.tokenizer.decode(batch.ids[place, : batch.lengths[place]].tolist())
+            scores = told["scores"]
+            probability = scores.get(str(told["output"]), "") if self.labels.form == "classes" else scores
+            self.answers[stage].append((text, self._truth(batch.labels[place]), told["output"], probability))
+
+    def _truth(self, label: Tensor) -> object:
+        """A label of the data as it stands in the file."""
+        if self.labels.form == "regression":
+            return float(label) * self.labels.std + self.labels.mean
+        if self.labels.form == "classes":
+            return self.labels.names[int(label)]
+        return [name for name, value in zip(self.labels.names, label.tolist(), strict=True) if value > 0.5]
 
     def _blanked(self, ids: Tensor) -> Tensor:
         """In training, ids (B, T) of which the share `token_dropout` is padding, which tells nothing."""

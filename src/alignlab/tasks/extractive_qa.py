@@ -24,6 +24,7 @@ from alignlab.metrics.squad import Score, best_threshold, likeliest_sentence, sc
 from alignlab.models.gpt import EMBEDDING_STD, GPT
 from alignlab.models.huggingface_heads import ALWAYS
 from alignlab.optim import Optim
+from alignlab.tasks.shown import ROWS, table
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import BelowOne, PositiveInt
@@ -138,6 +139,8 @@ class ExtractiveQA(TaskModule):
             results["threshold"] = float(self.threshold)
         sentences = (self._score(likeliest_sentence(one.question, one.context), one) for one in guesses.values())
         results["sentence_f1"] = _mean(one.f1 for one in sentences)
+        rows = ((one.question, self._output(one), one.references) for one in list(guesses.values())[:ROWS])
+        self.texts[f"{stage}/predictions"] = table(("question", "answer", "expected"), rows)
         for guess in list(guesses.values())[:SHOWN]:
             log.info("sample  %s | %r | expected %r", guess.question, self._output(guess), guess.references)
         return results

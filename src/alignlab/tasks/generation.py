@@ -25,6 +25,7 @@ from alignlab.losses import cross_entropy
 from alignlab.metrics import TextLoss
 from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
+from alignlab.tasks.shown import ROWS, table
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import BelowOne, PositiveFloat, PositiveInt
@@ -127,6 +128,8 @@ class ResponseTask(TaskModule):
             results |= self.compare([answer.text for answer in compared], references)
             results |= self.baseline(compared)
             results["ended"] = sum(answer.is_ended for answer in compared) / len(compared)
+            rows = ((one.source, one.text, one.references[0]) for one in compared[:ROWS])
+            self.texts[f"{stage}/predictions"] = table(("source", "written", "expected"), rows)
             for one in compared[:SHOWN]:
                 log.info("sample  %s | %s | expected %s", *map(_short, (one.source, one.text, one.references[0])))
         return results

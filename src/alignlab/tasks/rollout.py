@@ -18,6 +18,7 @@ from alignlab.generate import Generation
 from alignlab.models.gpt import GPT
 from alignlab.models.shared import PromptKeys
 from alignlab.rewards import Reward, rewarded
+from alignlab.tasks import shown
 
 
 class Written(NamedTuple):
@@ -129,15 +130,8 @@ def _padded(rows: Sequence[list[int]], filler: int, *, on_left: bool = False) ->
 def table(prompt: str, completions: Sequence[str], found: Scored, first: int) -> str:
     """Markdown of the answers to one prompt, from row `first` on, with their rewards."""
     names = list(found.parts)
-    lines = [f"**{_cell(prompt)}**", "", f"| answer | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for row, text in enumerate(completions, start=first):
-        values = " | ".join(f"{found.parts[name][row]:.3g}" for name in names)
-        lines.append(f"| {_cell(text)} | {values} |")
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")[:300]
+    rows = ((text, *(found.parts[name][row] for name in names)) for row, text in enumerate(completions, start=first))
+    return f"**{shown.cell(prompt)}**\n\n{shown.table(['answer', *names], rows)}"
 
 
 def mean(values: Sequence[Any]) -> float:

@@ -72,6 +72,7 @@ class TaskModule(L.LightningModule, ABC):
         self.predictions: dict[int, dict[str, Any]] = {}  # row of the test split -> output and scores
         self.while_generating: Callable[[], AbstractContextManager] = nullcontext  # around texts that are written
         self.tables: dict[str, Table] = {}  # of the last evaluation, by stage and name
+        self.bins: dict[str, Tensor] = {}  # (15, 3) examples, summed confidence and hits, by stage and name
         self.texts: dict[str, str] = {}  # Markdown to show beside the curves, by stage and name
         self.measures: dict[str, float] = {}  # of the last training step, beside its losses
         self.reference: tuple[GPT, ...] = ()  # the weights at the start; a tuple, so that it is no submodule
