@@ -109,7 +109,7 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
         all_of_them.insert(0, EMAWeightAveraging(decay=config.ema))
     if (unfreeze_every := config.tuning.get("unfreeze_every")) is not None:
         all_of_them.append(Unfreezing(every=unfreeze_every, learning=parts.report.learning))
-    all_of_them += [Predictions(path=folder / "predictions.jsonl", data=parts.data), Figures()]
+    all_of_them += [Predictions(path=folder / "predictions.jsonl", data=parts.data), Figures(data=parts.data)]
     if config.patience is not None:
         mode = "min" if record.lower_is_better else "max"
         all_of_them.append(EarlyStopping(config.monitor, patience=config.patience, mode=mode, check_finite=False))

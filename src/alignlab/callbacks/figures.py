@@ -10,6 +10,7 @@ from torch import Tensor
 
 from alignlab.callbacks.samples import plain
 from alignlab.data.encoded import LEFT, RIGHT
+from alignlab.data.module import TextData
 from alignlab.data.splits import EncodedData
 from alignlab.tasks.task import Table, TaskModule
 
@@ -26,18 +27,19 @@ class Figures(Callback):
     learned of it in bold.
     """
 
+    def __init__(self, *, data: TextData) -> None:
+        self.rows = data
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows the data."""
         if trainer.global_step or not trainer.is_global_zero:
             return
-        train = trainer.datamodule.splits.get("train") if isinstance(trainer.datamodule, EncodedData) else None
-        if train is None:
+        if not isinstance(self.rows, EncodedData) or (train := self.rows.splits.get("train")) is None:
             return
-        tokenizer = trainer.datamodule.tokenizer
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("data/lengths", lengths_drawn(train.lengths), 0)
-                logger.experiment.add_text("data/example", marked(train.sample(tokenizer)), 0)
+                logger.experiment.add_text("data/example", marked(train.sample(self.rows.tokenizer)), 0)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the tables of this validation."""
