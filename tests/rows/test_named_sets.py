@@ -49,6 +49,13 @@ SETS: dict[str, tuple[tuple[str, ...], dict, dict, str, dict]] = {
         "labels",
         {"text": "x", "label": "positive"},
     ),
+    "mnli": (
+        ("train", "validation_matched", "validation_mismatched"),
+        {"premise": T, "hypothesis": T, "label": ClassLabel(names=["entailment", "neutral", "contradiction"])},
+        {"premise": "p", "hypothesis": "h", "label": 2},
+        "labels",
+        {"text_a": "p", "text_b": "h", "label": "contradiction"},
+    ),
     "imdb": (
         ("train", "test", "unsupervised"),
         {"text": T, "label": ClassLabel(names=["neg", "pos"])},
