@@ -53,10 +53,11 @@ def classified(tiny_run: Run, tmp_path: Path) -> Run:
 def test_law_1_however_a_step_is_split(classified: Run, tmp_path: Path) -> None:
     for size, times in ((8, 1), (4, 2), (2, 4)):
         classified(
-            f"{size}x{times}", *SGD, "trainer.max_steps=3", f"datamodule.batch_size={size}", "task.lm_weight=0.5",
+            f"{size}x{times}", *SGD, "trainer.precision=64-true", "trainer.max_steps=3", "task.lm_weight=0.5",
+            f"datamodule.batch_size={size}",
             f"trainer.accumulate_grad_batches={times}", "trainer.gradient_clip_val=null", "task.class_weights=balanced",
         )  # fmt: skip
-    classified("start", *SGD, "trainer.max_steps=1", "optim.lr=0", "task.lm_weight=0.5")
+    classified("start", *SGD, "trainer.precision=64-true", "trainer.max_steps=1", "optim.lr=0", "task.lm_weight=0.5")
     whole = weights(tmp_path / "8x1")
     assert largest_difference(whole, weights(tmp_path / "4x2")) < 1e-6
     assert largest_difference(whole, weights(tmp_path / "2x4")) < 1e-6

@@ -104,7 +104,7 @@ def test_law_1_however_a_step_is_split(name: str, preferred: Run, tmp_path: Path
         )  # fmt: skip
     preferred("start", *exact, "trainer.max_steps=1", "optim.lr=0")
     whole = weights(tmp_path / "8x1")
-    assert largest_difference(whole, weights(tmp_path / "2x4")) < 1e-7  # references are kept in fp32
+    assert largest_difference(whole, weights(tmp_path / "2x4")) < 1e-6  # references are kept in fp32
     assert largest_difference(whole, weights(tmp_path / "start")) > 1e-3
 
 

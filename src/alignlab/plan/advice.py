@@ -1,6 +1,7 @@
 """What to change where a run does not fit: options to add, each measured as the run is."""
 
 from dataclasses import dataclass, replace
+from inspect import signature
 
 from alignlab.plan.arguments import composed
 from alignlab.plan.memory import largest
@@ -70,7 +71,7 @@ def _shorter(run: Run) -> Change | None:
     Memory above that of the weights grows with the tokens at most, so the first try is a fair guess.
     """
     length = run.length
-    if length <= LENGTHS[-1] or not hasattr(run.known.data, "max_length"):
+    if length <= LENGTHS[-1] or "max_length" not in signature(type(run.known.data)).parameters:
         return None
     whole, still = (run.measure(run.rows).parts, ("weights", "gradients", "optimizer state"))
     fixed = sum(size for name, size in whole.items() if name in still or name.startswith("gathered"))
