@@ -135,7 +135,7 @@ class DirectPreference(TaskModule):
     def _ask_reference(self, *splits: str) -> None:
         if not self.needs_reference or not self.reference:
             return
-        (model,) = self.reference
+        model = self.reference_here()
         self.reference = ()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         weights = reference.fingerprint(model)
@@ -154,7 +154,7 @@ class DirectPreference(TaskModule):
         """What `model` says of all rows, over all ranks, in the precision of the run."""
         strategy = self.trainer.strategy
         with self.trainer.precision_plugin.forward_context():
-            own = reference.measured(model.to(self.device), (strategy.batch_to_device(batch) for batch in batches))
+            own = reference.measured(model, (strategy.batch_to_device(batch) for batch in batches))
         if self.trainer.world_size == 1:
             return own
         parts: list[Any] = [None] * self.trainer.world_size

@@ -217,7 +217,7 @@ class GroupPolicy(TaskModule):
         for start in range(0, len(questions), each):
             asked, part = questions[start : start + each], slice(start * samples, (start + each) * samples)
             answers = joined([one.ids for one in asked], written[part], self.tokenizer.pad_id, self.device)
-            reference = self._log_probs(self._reference(), answers) if self.loss.kl_weight else None
+            reference = self._log_probs(self.reference_here(), answers) if self.loss.kl_weight else None
             self.rollouts.append(Rollout(answers, advantages[part], reference, None))
         self._count(written, found.parts, rewards, found.failed)
         self.texts["train/answers"] = table(questions[0].text, texts[:samples], found, 0)
@@ -283,16 +283,12 @@ class GroupPolicy(TaskModule):
             rows = slice(start, start + KL_ROWS)
             answers = joined(prompts[rows], written[rows], self.tokenizer.pad_id, self.device)
             at = answers.targets != IGNORED
-            reference = self._reference()
+            reference = self.reference_here()
             now = self.model.unembed(answers.hidden(self.model)[at]).float().log_softmax(-1)  # (answers' tokens, V)
             then = reference.unembed(answers.hidden(reference)[at]).float().log_softmax(-1)
             each = torch.zeros(at.shape, device=at.device).masked_scatter(at, (now.exp() * (now - then)).sum(-1))
             sums += each.sum(dim=1).tolist()
         return sums
-
-    def _reference(self) -> GPT:
-        (reference,) = self.reference
-        return reference.to(self.device)
 
 
 def _questions(batch: PromptBatch) -> list[Question]:

@@ -70,7 +70,7 @@ def laid_out(table: Table, batch: PairBatch) -> Tensor:
     said = [table[row] for row in batch.rows]
     parts = [one.first for one in said] + [one.second for one in said]
     is_answer = batch.targets != IGNORED
-    flat = torch.cat(parts).float().to(is_answer.device)
+    flat = torch.cat(parts).to(is_answer.device)
     # sequences stand first answers before second ones, as `parts` do
     return torch.zeros(is_answer.shape, dtype=flat.dtype, device=flat.device).masked_scatter(is_answer, flat)
 
@@ -97,6 +97,6 @@ def write(place: Path, table: Table) -> None:
     with open(unfinished, "wb") as file:
         np.savez(
             file, rows=np.array(list(table)), sizes=np.array([len(part) for part in said]),
-            values=torch.cat(said).float().numpy(),
+            values=torch.cat(said).numpy(),
         )  # fmt: skip
     os.replace(unfinished, place)

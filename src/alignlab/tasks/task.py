@@ -9,7 +9,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -129,6 +129,12 @@ class TaskModule(L.LightningModule, ABC):
     def needs_reference(self) -> bool:
         """Whether the task compares itself with the weights that it started from."""
         return False
+
+    def reference_here(self) -> GPT:
+        """The weights at the start, on this task's device and of the type that the run's precision gives to its own."""
+        (reference,) = self.reference
+        # no submodule, so the trainer, which does the same to the task, passes it over
+        return cast(GPT, self.trainer.precision_plugin.convert_module(reference.to(self.device)))
 
     @property
     def predicts_against_reference(self) -> bool:
