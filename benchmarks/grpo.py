@@ -13,23 +13,14 @@ generator, which answers the same prompts in the same process right after each o
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from against_trl import alternated, asked, clock, llama, parsed, train_ours
+
 TEXT = "A box holds apples, pears and plums. " * 30
-
-
-def clock() -> float:
-    """Seconds: of the wall, or with OMP_NUM_THREADS=1 of the processor, which a busy machine does not stretch."""
-    return time.process_time() if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter()
+DEFAULTS = {"prompts": 8, "samples": 8, "tokens": 64, "asked": 0, "steps": 12, "warmup": 2, "rounds": 3}
 
 
 def share(completions: list[str]) -> list[float]:
@@ -46,30 +37,15 @@ def prompts_of(options: argparse.Namespace) -> list[str]:
 
 def ours(options: argparse.Namespace) -> dict[str, float]:
     """Seconds an iteration and answered tokens a second of `python train.py task=grpo`, from inside its process."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-    from hydra import compose, initialize_config_dir
-
-    from alignlab.commandline import prepare
-    from alignlab.run import execute
-
-    overrides = [
-        "task=grpo", "data=files", "tokenizer=bytes", f"model.layers={options.layers}", f"model.width={options.width}",
-        "model.heads=4", f"model.context={options.context}", f"task.samples={options.samples}",
-        f"task.max_new_tokens={options.tokens}", f"datamodule.max_length={options.context}",
-        f"datamodule.batch_size={options.prompts}", f"trainer.max_steps={options.steps}", "optim.lr=1e-6",
-        "trainer.precision=32-true", "trainer.limit_val_batches=0", "test=false", "callbacks=none", "logger=none",
-        "task.rewards={share:{_target_:grpo.rewarded,_partial_:true}}", f"eval_every={options.steps + 1}",
-        f"checkpoint_every={options.steps + 1}", "trust=[grpo]",
-    ]  # fmt: skip
     marks: list[tuple[float, float]] = []
     rollouts: list[tuple[float, float]] = []
     _time_rollouts(marks, rollouts)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder) / "prompts.jsonl"
-        rows.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in prompts_of(options)), encoding="utf-8")
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose("config", prepare([*overrides, f"data.train={rows}"]))
-        execute(config, Path(folder) / "run", command_line=overrides)
+    overrides = [
+        "task=grpo", f"task.samples={options.samples}", f"task.max_new_tokens={options.tokens}",
+        f"datamodule.batch_size={options.prompts}", "trust=[grpo]",
+        "task.rewards={share:{_target_:grpo.rewarded,_partial_:true}}",
+    ]  # fmt: skip
+    train_ours(overrides, ({"prompt": one} for one in prompts_of(options)), options)
     drawing, rates = (statistics.median(column) for column in zip(*rollouts[options.warmup :], strict=True))
     return _speed(marks, options.warmup) | {"rollout": drawing, "of_bare": rates}
 
@@ -113,31 +89,22 @@ def _time_rollouts(marks: list[tuple[float, float]], rollouts: list[tuple[float,
 def theirs(options: argparse.Namespace) -> dict[str, float]:
     """The same of trl's GRPOTrainer."""
     from datasets import Dataset
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from alignlab.text.tokenizer import Bytes
+    marks: list[tuple[float, float]] = []
+    tokens = [0.0]
+
+    def reward(completions: list[str], completion_ids: list[list[int]], **_: object) -> list[float]:
+        tokens[0] = float(sum(map(len, completion_ids)))
+        return share(completions)
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: object, **__: object) -> None:
+            marks.append((clock(), tokens[0]))
 
     with tempfile.TemporaryDirectory() as folder:
-        Bytes().build(lambda: (), "").save(folder)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        shape = LlamaConfig(
-            vocab_size=260, hidden_size=options.width, num_hidden_layers=options.layers, num_attention_heads=4,
-            intermediate_size=options.units, max_position_embeddings=options.context, tie_word_embeddings=True,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-        )  # fmt: skip
-        marks: list[tuple[float, float]] = []
-        tokens = [0.0]
-
-        def reward(completions: list[str], completion_ids: list[list[int]], **_: object) -> list[float]:
-            tokens[0] = float(sum(map(len, completion_ids)))
-            return share(completions)
-
-        class Clock(TrainerCallback):
-            def on_step_end(self, *_: object, **__: object) -> None:
-                marks.append((clock(), tokens[0]))
-
-        prompts = [f"<|im_start|>user\n{one}<|im_end|>\n<|im_start|>assistant\n" for one in prompts_of(options)]
+        model, tokenizer = llama(folder, options)
         settings = GRPOConfig(
             output_dir=folder, per_device_train_batch_size=options.prompts * options.samples,
             num_generations=options.samples, max_completion_length=options.tokens, max_steps=options.steps,
@@ -146,8 +113,9 @@ def theirs(options: argparse.Namespace) -> dict[str, float]:
             generation_kwargs={"min_new_tokens": options.tokens},
         )  # fmt: skip
         GRPOTrainer(
-            model=LlamaForCausalLM(shape), reward_funcs=reward, args=settings, processing_class=tokenizer,
-            train_dataset=Dataset.from_dict({"prompt": prompts}), callbacks=[Clock()],
+            model=model, reward_funcs=reward, args=settings, processing_class=tokenizer,
+            train_dataset=Dataset.from_dict({"prompt": [asked(one) for one in prompts_of(options)]}),
+            callbacks=[Clock()],
         ).train()  # fmt: skip
     return _speed(marks, options.warmup)
 
@@ -160,28 +128,9 @@ def _speed(marks: list[tuple[float, float]], warmup: int) -> dict[str, float]:
 
 def main() -> None:
     """Alternates the two, and prints medians and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="4x128", help="layers x width")
-    for name, value in (("prompts", 8), ("samples", 8), ("tokens", 64), ("asked", 0), ("steps", 12), ("warmup", 2)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--contestant", choices=["ours", "trl"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    options.layers, options.width = map(int, options.shape.split("x"))
-    options.units = -(-options.width * 8 // 3 // 64) * 64  # as the GPT's own default
+    options = parsed(__doc__, DEFAULTS)
     options.context = options.asked + options.tokens + 64
-    if options.contestant is not None:
-        print(json.dumps({"ours": ours, "trl": theirs}[options.contestant](options)))
-        return
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
-    for _ in range(options.rounds):
-        for name, rounds in found.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--contestant", name]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(done.stderr[-3000:])
-            rounds.append(json.loads(done.stdout.splitlines()[-1]))
-            print(name, rounds[-1], flush=True)
+    found = alternated(__file__, options, {"ours": ours, "trl": theirs})
     speeds = {name: statistics.median(one["tokens_per_second"] for one in rounds) for name, rounds in found.items()}
     print(
         f"ours {speeds['ours']:,.0f}, trl {speeds['trl']:,.0f} answered tokens/s: {speeds['ours'] / speeds['trl']:.2f}x"

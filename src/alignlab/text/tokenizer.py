@@ -24,15 +24,13 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from alignlab.paths import cache_folder
 from alignlab.text.spelling import BYTE_ALPHABET, TextStream, is_byte_level, token_bytes
-from alignlab.text.tokenizer_files import content, first_known, id_list, read_core, read_json, write_json
+from alignlab.text.tokenizer_files import FOREIGN_ENDS, first_known, read_core, read_folder, write_folder
 from alignlab.types import PositiveInt
 
 log = logging.getLogger(__name__)
 
 END, PAD, TURN_START, TURN_END = SPECIALS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 SMALLEST_VOCABULARY = 256 + len(SPECIALS)
-# What others call the end of a text, for a tokenizer.json that comes without tokenizer_config.json.
-_FOREIGN_ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", TURN_END, "[SEP]")
 # GPT-4's split, with combining marks kept on their letters (as o200k does) and every digit alone.
 _SPLIT = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
@@ -174,23 +172,7 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja as transformers reads them."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": self.eos,
-            "pad_token": self.pad,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": 1 << 30,
-        }
-        if self.bos is not None:
-            config["bos_token"] = self.bos
-        if len(self.stops) > 1:
-            config["stop_tokens"] = list(self.stops)  # ours; transformers keeps these in generation_config.json
-        (folder / "tokenizer.json").write_text(self._json, encoding="utf-8")
-        write_json(folder / "tokenizer_config.json", config)
-        if self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        write_folder(Path(folder), self.state())
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "Tokenizer":
@@ -198,23 +180,7 @@ class Tokenizer:
 
         Raises ValueError when tokenizer.json is missing or broken, or when nothing names the end of a text.
         """
-        folder = Path(folder)
-        core = read_core(folder / "tokenizer.json")
-        config = read_json(folder / "tokenizer_config.json")
-        config |= {k: v for k, v in read_json(folder / "special_tokens_map.json").items() if k not in config}
-        model, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
-        ends = [*id_list(generation.get("eos_token_id")), *id_list(model.get("eos_token_id"))]
-        stops = [name for name in (core.id_to_token(number) for number in ends) if name]
-        stops += config.get("stop_tokens", [])
-        eos = content(config.get("eos_token")) or next(iter(stops), None) or first_known(core, _FOREIGN_ENDS)
-        if eos is None:
-            raise ValueError(f"{folder} names no end-of-text token; expected eos_token in its tokenizer_config.json")
-        template = folder / "chat_template.jinja"
-        chat = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
-        if isinstance(chat, list):  # several named templates; the one called default is the chat
-            chat = next((entry["template"] for entry in chat if entry.get("name") == "default"), None)
-        bos, pad = content(config.get("bos_token")), content(config.get("pad_token"))
-        return cls(core=core, eos=eos, bos=bos, pad=pad, stops=stops, chat_template=chat)
+        return cls(**read_folder(Path(folder)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +268,7 @@ class File:
         core = read_core(path)
         if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
             return Tokenizer.from_folder(path.parent)
-        eos = first_known(core, _FOREIGN_ENDS)
+        eos = first_known(core, FOREIGN_ENDS)
         if eos is None:
             core.add_special_tokens([END])
         pad = PAD if core.token_to_id(PAD) is not None else None
