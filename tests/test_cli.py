@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import alignlab
-from alignlab.cli import main
+from alignlab.cli import main, read
 
 
 def test_generate_streams_what_it_returns(
@@ -40,3 +40,21 @@ def test_score_is_the_validation_loss_of_the_same_text(
     [score] = alignlab.load(str(tmp_path / "run")).score([whole])
     # validation predicts the end of the text too; one of 20,000 tokens
     assert score["bits_per_byte"] == pytest.approx(values["best/val/bits_per_byte"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["plan model=tiny trainer=ddp --json", "plan --json model=tiny trainer=ddp", "plan model=tiny --json trainer=ddp"],
+)
+def test_options_of_training_stand_on_either_side_of_a_verbs_own(line: str) -> None:
+    parsed = read(line.split())
+    assert parsed.overrides == ["model=tiny", "trainer=ddp"]
+    assert parsed.json
+
+
+@pytest.mark.parametrize("line", ["plan --jsn model=tiny", "plan --json tiny stray", "report runs --x=1", "plan --x=1"])
+def test_what_is_no_option_of_training_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(line.split())
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) <= 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.cli import main, parser
+from alignlab.cli import main, read
 from alignlab.commandline import check, prepare, trusted
 from alignlab.folders import resumed
 from alignlab.run import execute
@@ -174,7 +174,7 @@ def test_training_commands(line: str, place: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("arguments", VERBS, ids=" ".join)
 def test_verbs(arguments: list[str], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert callable(parser().parse_args(arguments).act)
+    assert callable(read(arguments).act)
     if arguments[0] in ("chat", "report"):
         return  # tests/test_chatting.py and tests/sweep/test_docs.py run them
     monkeypatch.chdir(place)

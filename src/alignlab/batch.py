@@ -146,6 +146,15 @@ class PairBatch(NamedTuple):
     counts: dict[str, float]
     tokens: int
 
+    def by_row(self, values: Tensor) -> list[dict[str, float]]:
+        """What is said of each sequence, (2B,) or (B,), as {"chosen", "rejected"} of each row that has them."""
+        is_answer = (self.targets != IGNORED).any(dim=1).tolist()
+        told: list[dict[str, float]] = [{} for _ in self.margins]
+        for place, value in enumerate(values.tolist()):
+            if is_answer[place]:
+                told[place % len(told)][("chosen", "rejected")[place // len(told)]] = value
+        return told
+
 
 class PromptBatch(NamedTuple):
     """Prompts to be answered by draws and rewarded: in training, all of this rank's in the whole optimizer step.

@@ -32,8 +32,23 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exits with 2 and a short message for a mistake."""
     with guard():
-        parsed = parser().parse_args(arguments)
+        parsed = read(arguments)
         parsed.act(parsed)
+
+
+def read(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The verb's options; train.py's may stand before and after its own (argparse alone takes them before only)."""
+    whole = parser()
+    parsed, rest = whole.parse_known_args(arguments)
+    if rest and ("overrides" not in vars(parsed) or not all(_is_override(word) for word in rest)):
+        whole.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
@@ -63,10 +64,11 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     callbacks = make_callbacks(config, folder, parts, {**position, "horizon": horizon})
     trainer = make_trainer(config, folder, callbacks.all, horizon, purge_step=first_step + 1)
     _describe(config, parts, trainer, horizon)
-    is_trained = checkpoint is not None and first_step >= horizon and _is_validated(callbacks, checkpoint)
+    is_ended = first_step >= horizon or (checkpoint is not None and _has_ended_early(trainer, checkpoint, horizon))
+    is_trained = checkpoint is not None and is_ended and _is_validated(callbacks, checkpoint)
     if is_trained and _is_measured(config, parts, folder):
-        log.info("nothing left to do: %s has done all %d steps", folder, horizon)
-        return dict(callbacks.record.values)
+        log.info("nothing left to do: %s has done its %d steps", folder, first_step)
+        return _written(folder)
     if config.compile:
         for block in parts.task.model.blocks:
             block.compile()
@@ -152,10 +154,23 @@ def _describe(config: DictConfig, parts: Parts, trainer: L.Trainer, horizon: int
 
 def _is_measured(config: DictConfig, parts: Parts, folder: Path) -> bool:
     """Whether metrics.json holds what comes after the last step; a run may be killed before that."""
-    path = folder / "metrics.json"
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    values = _written(folder)
     tests = config.test and parts.data.examples("test") is not None
     return "train/seconds" in values and (not tests or any(name.startswith("test/") for name in values))
+
+
+def _has_ended_early(trainer: L.Trainer, checkpoint: dict[str, Any], horizon: int) -> bool:
+    """Whether `patience` or `stop_at` ended the run; one that is asked for more steps goes on."""
+    early = trainer.early_stopping_callback
+    if early is None or checkpoint["position"]["horizon"] != horizon:
+        return False
+    reason = checkpoint["callbacks"].get(early.state_key, {}).get("stopping_reason")
+    return reason not in (None, EarlyStoppingReason.NOT_STOPPED.value)
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    path = folder / "metrics.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _is_validated(callbacks: Callbacks, checkpoint: dict[str, Any]) -> bool:
@@ -169,6 +184,10 @@ def _is_validated(callbacks: Callbacks, checkpoint: dict[str, Any]) -> bool:
 def _finish(config: DictConfig, parts: Parts, trainer: L.Trainer, callbacks: Callbacks) -> None:
     """What comes after the last step: counters into the record, and the test split on the best weights."""
     record, task = callbacks.record, parts.task
+    early = trainer.early_stopping_callback
+    if early is not None and early.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+        told = (early.stopping_reason_message or "").removesuffix(" Signaling Trainer to stop.")
+        log.info("training  ended early, at step %d: %s", trainer.global_step, told)
     seconds = record.stopwatch.seconds
     record.values |= {
         "train/seconds": seconds,

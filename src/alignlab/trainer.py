@@ -110,13 +110,20 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
     if (unfreeze_every := config.tuning.get("unfreeze_every")) is not None:
         all_of_them.append(Unfreezing(every=unfreeze_every, learning=parts.report.learning))
     all_of_them += [Predictions(path=folder / "predictions.jsonl", data=parts.data), Figures(data=parts.data)]
-    if config.patience is not None:
-        mode = "min" if record.lower_is_better else "max"
-        all_of_them.append(EarlyStopping(config.monitor, patience=config.patience, mode=mode, check_finite=False))
+    if config.patience is not None or config.stop_at is not None:
+        all_of_them.append(_early_stopping(config, mode="min" if record.lower_is_better else "max"))
     all_of_them += _pruning(config)
     if config.trainer.get("enable_progress_bar", True):
         all_of_them.append(ProgressLine(training_log=training_log, console=Console(stderr=True)))
     return Callbacks(record=record, checkpoints=checkpoints, all=[*all_of_them, checkpoints])
+
+
+def _early_stopping(config: DictConfig, *, mode: str) -> EarlyStopping:
+    """What ends the training after `patience` validations without a better monitored metric, or one good enough."""
+    patience = sys.maxsize if config.patience is None else config.patience
+    return EarlyStopping(
+        config.monitor, patience=patience, stopping_threshold=config.stop_at, mode=mode, check_finite=False
+    )
 
 
 def _pruning(config: DictConfig) -> list[Callback]:

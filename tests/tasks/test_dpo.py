@@ -247,8 +247,10 @@ def test_a_run_says_what_answers_are_worth(preferred: Run, tmp_path: Path) -> No
     for line, one in zip(lines, told, strict=True):
         assert one["scores"]["chosen"] > one["scores"]["rejected"]
         assert one["scores"] == pytest.approx(line["scores"], abs=1e-4)
-    (alone,) = model.predict([{"prompt": given[0]["prompt"], "chosen": given[0]["chosen"]}])
-    assert alone["scores"] == {"chosen": pytest.approx(told[0]["scores"]["chosen"], abs=1e-4)}
+    lone = {"prompt": given[0]["prompt"], "chosen": given[0]["chosen"]}
+    mixed = model.predict([lone, *given])  # one batch, of which one row has no second answer
+    assert mixed[0]["scores"] == {"chosen": pytest.approx(told[0]["scores"]["chosen"], abs=1e-4)}
+    assert [one["scores"] for one in mixed[1:]] == [pytest.approx(one["scores"], abs=1e-4) for one in told]
 
 
 def test_another_reference_is_refused(preferred: Run, tmp_path: Path) -> None:

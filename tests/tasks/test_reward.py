@@ -126,6 +126,9 @@ def test_answers_are_scored_and_exported(rewarded: Run, tmp_path: Path) -> None:
     told = model.predict(rows)
     assert told[0]["output"] > told[1]["output"]
     assert "missing" in told[2]["error"]
+    [alone, both] = model.predict([rows[0], {**rows[0], "rejected": "red fine stone"}])  # one batch
+    assert set(alone["scores"]) == {"chosen"}
+    assert both["scores"] == pytest.approx({"chosen": told[0]["output"], "rejected": told[1]["output"]}, abs=1e-4)
     export(str(tmp_path / "scored"), tmp_path / "hf")
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")

@@ -16,6 +16,7 @@ class Options:
     eval_first: bool
     checkpoint_every: PositiveInt | None  # optimizer steps
     patience: PositiveInt | None  # validations
+    stop_at: float | None
     monitor: str | None
     init_from: str | None
     resume: str | None

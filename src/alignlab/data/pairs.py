@@ -66,7 +66,7 @@ class PairEncoder(Encoder):
     def batch(self, padded: Padded, counts: dict[str, float]) -> PairBatch:
         """See `alignlab.batch.PairBatch`."""
         sizes, real = padded.columns["sizes"], len(padded.rows)
-        places = (1, 2) if bool((sizes[:, 2] > 0).all()) else (1,)
+        places = (1, 2) if bool((sizes[:, 2] > 0).any()) else (1,)  # no second answer: its prompt, without a target
         lengths = torch.cat([sizes[:, 0] + sizes[:, place] for place in places])
         ids = torch.full((len(lengths), -(-int(lengths.max()) // self.pad_to) * self.pad_to), self.pad_id)
         targets = torch.full_like(ids, IGNORED)

@@ -127,9 +127,8 @@ class DirectPreference(TaskModule):
                 for model in (self.model, *self.reference)
             ]
             answers = Answers(sums[0], sums[-1], (batch.targets != IGNORED).sum(dim=1))
-            worth = self.loss.rewards(answers).view(-1, len(batch.margins)).T.tolist()
-            for row, each in zip(batch.rows, worth, strict=False):
-                told[row] = {"output": each[0], "scores": dict(zip(SIDES, each, strict=False))}
+            for row, each in zip(batch.rows, batch.by_row(self.loss.rewards(answers)), strict=False):
+                told[row] = {"output": each["chosen"], "scores": each}
         return told
 
     def _ask_reference(self, *splits: str) -> None:

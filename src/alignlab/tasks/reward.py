@@ -111,9 +111,8 @@ class Reward(TaskModule):
         """{row: {"output": the reward of the (better) answer, "scores": of each answer}}."""
         told: dict[int, dict[str, Any]] = {}
         for batch in batches:
-            scores = self._scores(batch).view(-1, len(batch.margins)).T.tolist()
-            for row, each in zip(batch.rows, scores, strict=False):
-                told[row] = {"output": each[0], "scores": dict(zip(("chosen", "rejected"), each, strict=False))}
+            for row, each in zip(batch.rows, batch.by_row(self._scores(batch)), strict=False):
+                told[row] = {"output": each["chosen"], "scores": each}
         return told
 
     def _scores(self, batch: PairBatch) -> Tensor:
