@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import alignlab
 from alignlab import checkpoint as files
-from alignlab.export import export
+from alignlab.export import export, model_of
+from alignlab.origin import origin
 from alignlab.text.tokenizer import Bytes, Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -30,14 +32,22 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "regression": {"num_labels": 1, "problem_type": "regression"},
     "reward": {"id2label": {0: "reward"}},
 }
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Llama": {}, "Mistral": {"sliding_window": 8}, "Qwen2": {}, "Qwen3": {"head_dim": 16}, "GPT2": {"n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},  # ours drop nothing
+}  # fmt: skip
+HEADS: dict[str, dict[str, Any]] = {
+    "SequenceClassification": PROBLEMS["classes"], "QuestionAnswering": {}, "CausalLM": {},
+    "one-label SequenceClassification": PROBLEMS["reward"],
+}  # fmt: skip
 CHANGED = {"id2label", "label2id", "problem_type", "architectures", "dtype", "transformers_version", "_name_or_path"}
 ONE_STEP = ("optim.lr=0", "trainer.max_steps=1", "datamodule.batch_size=4", "test=false")
 
 
-def folder(place: Path, auto: str, **fields: Any) -> Any:
-    """A small Llama with a head, noise on every parameter, beside a tokenizer of bytes."""
+def folder(place: Path, auto: str, *, family: str = "Llama", **fields: Any) -> Any:
+    """A small model with a head, noise on every parameter, beside a tokenizer of bytes."""
     torch.manual_seed(0)
-    model = getattr(transformers, auto).from_config(transformers.LlamaConfig(**SIZE, **fields)).eval()
+    config = getattr(transformers, f"{family}Config")(**{**SIZE, **fields})
+    model = getattr(transformers, auto).from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -54,10 +64,42 @@ def logits(model: Any, text: str) -> torch.Tensor:
     return model(torch.tensor([tokenizer().encode(text)])).logits[0].detach()
 
 
+def told(output: Any) -> torch.Tensor:
+    """What a model of transformers says: of a span its two scores a token."""
+    spans = "start_logits" in output
+    return torch.stack([output.start_logits, output.end_logits], -1) if spans else output.logits
+
+
 def given(path: Path, rows: list[dict[str, Any]]) -> tuple[str, str]:
     """Rows to train on and to be measured on, as options."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return f"data.train={path}", f"data.val={path}"
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_law_3_every_head_of_every_family_in_and_out(family: str, head: str, tmp_path: Path) -> None:
+    auto = f"AutoModelFor{head.rpartition(' ')[2]}"
+    theirs = folder(tmp_path / "in", auto, family=family, **FAMILIES[family], **HEADS[head])
+    start = origin(str(tmp_path / "in"))
+    export(str(tmp_path / "in"), tmp_path / "out")
+    again = getattr(transformers, auto).from_pretrained(tmp_path / "out").eval()
+    assert type(again) is type(theirs)
+    ids = torch.tensor([tokenizer().encode(TEXTS[1])])
+    ours = model_of(start)
+    with torch.no_grad():
+        hidden = ours(ids)
+        expected = told(theirs(ids))
+        torch.testing.assert_close(told(again(ids)), expected, atol=1e-4, rtol=0)
+        if head == "CausalLM":
+            mine = ours.unembed(hidden)
+        elif head == "QuestionAnswering":
+            mine = F.linear(hidden, start.heads["head.weight"], start.heads["head.bias"])
+        else:
+            mine = F.linear(hidden[:, -1], start.heads["head.weight"])
+        torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
+    one, other = again.config.to_dict(), theirs.config.to_dict()
+    assert {name for name in other if name in one and one[name] != other[name]} <= CHANGED
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

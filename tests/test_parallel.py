@@ -1,11 +1,13 @@
 """Law 1 across processes: two gloo ranks, with all weights on each (DDP) or shared out (FSDP2), equal one process."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from alignlab import checkpoint as files
+from alignlab.export import export
 from tests.conftest import ROOT, TINY, train
 from tests.test_laws import SGD, UNEVEN, largest_difference
 
@@ -26,6 +28,33 @@ def test_two_ranks_are_one_process(strategy: str, tmp_path: Path, corpus: Path) 
     whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("one", "two"))
     assert largest_difference(whole["state_dict"], parts["state_dict"]) < 1e-6
     assert len(parts["rng"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("strategy", "tuning"),
+    [
+        ("ddp", ("tuning=lora", "tuning.dropout=0")),
+        ("fsdp", ("tuning=lora",)),
+        ("ddp", ("tuning=last_layers", "tuning.layers=2", "tuning.unfreeze_every=2")),
+    ],
+    ids=["ddp-lora", "fsdp-lora", "ddp-unfreezing"],
+)
+def test_two_ranks_tune_what_one_process_tunes(
+    strategy: str, tuning: tuple[str, ...], tmp_path: Path, corpus: Path, tiny_run: Callable[..., dict]
+) -> None:
+    tiny_run("first", "model=nano", "model.qk_norm=false", "model.activation=swiglu", "trainer.max_steps=1")
+    export(str(tmp_path / "first"), tmp_path / "base", dtype="bf16")  # which stays so, but where it is sharded
+    options = (*SGD, *UNEVEN, *tuning, f"init_from={tmp_path / 'base'}", "trainer.max_steps=3", "test=false")
+    tiny_run("one", *options, "datamodule.batch_size=8")
+    two = train(
+        "data=files", f"data.train={corpus}", *TINY[4:], *options, "datamodule.batch_size=4", f"trainer={strategy}",
+        "trainer.accelerator=cpu", "hydra.run.dir=two", folder=tmp_path,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("one", "two"))
+    assert whole["state_dict"].keys() == parts["state_dict"].keys()
+    assert largest_difference(whole["state_dict"], parts["state_dict"]) < 1e-6
+    assert max(float(value.abs().max()) for name, value in whole["state_dict"].items() if "lora_a" not in name) > 1e-5
 
 
 def test_two_ranks_prefer_what_one_process_prefers(tmp_path: Path) -> None:
