@@ -1,6 +1,7 @@
 """What `alignlab plan` says beside what a run then takes: peak memory above the idle process, seconds of a step.
 
     python benchmarks/planned.py text.txt labels.csv       # a table in Markdown; every run a process of its own
+    python benchmarks/planned.py text.txt labels.csv --folder smollm2   # and of low-rank updates to such a folder
 
 The idle process has its libraries imported and its data read, and no model yet. The peak is the kernel's (VmHWM), over
 optimizer steps, without validation and checkpoints. Time is the median of the steps after the third,
@@ -36,6 +37,10 @@ RUNS = {
     "small, AdamW, 4 rows, recomputed": ["data=files", "data.train={text}", "model=small", "optim=adamw",
                                          "datamodule.batch_size=4", "recompute_activations=true"],
 }  # fmt: skip
+UPON_A_FOLDER = {
+    "LoRA on the folder, 4 windows of 256": ["data=files", "data.train={text}", "init_from={folder}", "tuning=lora",
+                                           "datamodule.batch_size=4", "datamodule.max_length=256"],
+}  # fmt: skip
 
 
 def composed(arguments: list[str]):
@@ -58,17 +63,20 @@ def measured(arguments: list[str]) -> dict[str, float]:
     import lightning as L
     from hydra.utils import instantiate
 
-    from alignlab.build import data_of, text_of
+    from alignlab.build import data_of, keeps_narrow, text_of
     from alignlab.callbacks.rhythm import Stopped
     from alignlab.memory import keep_freed_memory
+    from alignlab.origin import origin
+    from alignlab.plan.scenario import described
     from alignlab.run import build, horizon_of, make_callbacks, make_trainer
 
     config = composed(arguments)
     keep_freed_memory()
     rows = instantiate(config.data, _convert_="all")
-    tokenizer, shape = text_of(config, None, rows, arguments)
+    start = described(config.init_from) if config.init_from else None
+    tokenizer, shape = text_of(config, start, rows, arguments)
     data = data_of(config, rows, tokenizer, shape.context)
-    del data
+    del data, start
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     idle = kilobytes("VmRSS")
@@ -84,7 +92,7 @@ def measured(arguments: list[str]) -> dict[str, float]:
 
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        parts = build(config, None)
+        parts = build(config, origin(config.init_from, as_stored=keeps_narrow(config)) if config.init_from else None)
         horizon = horizon_of(config, parts, 1, arguments)
         position = {"data": "", "tokenizer": "", "batch_size": 1, "horizon": 10**6}
         callbacks = make_callbacks(config, Path(folder), parts, position)
@@ -111,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text")
     parser.add_argument("labels")
+    parser.add_argument("--folder", help="of a Hugging Face model")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names")
     parser.add_argument("--inside", choices=["planned", "measured"])
     given = parser.parse_args()
@@ -118,8 +127,9 @@ def main() -> None:
     def is_chosen(name: str) -> bool:
         return given.only == [name] if given.inside else any(one in name for one in given.only)
 
-    files = {"text": given.text, "labels": given.labels}
-    chosen = {name: [one.format(**files) for one in run] for name, run in RUNS.items() if is_chosen(name)}
+    files = {"text": given.text, "labels": given.labels, "folder": given.folder}
+    runs = {**RUNS, **(UPON_A_FOLDER if given.folder else {})}
+    chosen = {name: [one.format(**files) for one in run] for name, run in runs.items() if is_chosen(name)}
     if given.inside:
         (arguments,) = chosen.values()
         print(json.dumps((planned if given.inside == "planned" else measured)(arguments)))
@@ -129,6 +139,7 @@ def main() -> None:
         told = {}
         for what in ("planned", "measured"):
             command = [sys.executable, __file__, given.text, given.labels, "--only", name, "--inside", what]
+            command += ["--folder", given.folder] if given.folder else []
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             if run.returncode:
                 sys.exit(f"{name}: {run.stderr[-2000:]}")

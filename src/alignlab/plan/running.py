@@ -66,10 +66,19 @@ class Run:
             found = along(self._found(base), self._found(2 * base), rows / base - 1)
         else:
             found = self._found(rows)
+        found = {**found, "weights": found["weights"] - self._saved}
         return memory_of(
             self.parts.task, found, device=self.device, ranks=self.ranks, strategy=self.strategy,
             ema=self.config.ema is not None,
         )  # fmt: skip
+
+    @cached_property
+    def _saved(self) -> int:
+        """Bytes of float32 that frozen matrices do not take, being kept as narrow as their file."""
+        if self.known.stored is None:
+            return 0
+        matrices = [one for one in self.parts.task.parameters() if not one.requires_grad and one.ndim > 1]
+        return sum(one.numel() * (one.element_size() - self.known.stored.itemsize) for one in matrices)
 
     @property
     def _kind(self) -> str:
