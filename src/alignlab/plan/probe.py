@@ -62,10 +62,11 @@ def probe(
         return Probed(forward_backward=2 * expected, update=0.0, how="half the speed of its matrix products")
     part = min(rows, max(least, int(rows * LONGEST / max(expected, 1e-9) / 2)))
     if expected * part / rows > LONGEST and layers > 2:
-        one, two = (_timed(make(), batch(part), depth, precision, accumulate, horizon) for depth in (1, 2))
-        forward = one[0] + (layers - 1) * max(0.0, two[0] - one[0])
-        update = one[1] + (layers - 1) * max(0.0, two[1] - one[1])
-        how = f"steps of 1 and 2 layers on {part} of {rows} rows"
+        # as many as a step can afford: what lies between two depths is noise, too, and counts for all layers
+        deep = min(layers, max(2, int(layers * LONGEST / 2 / (expected * part / rows))))
+        one, more = (_timed(make(), batch(part), depth, precision, accumulate, horizon) for depth in (1, deep))
+        forward, update = (a + (layers - 1) * max(0.0, b - a) / (deep - 1) for a, b in zip(one, more, strict=True))
+        how = f"steps of 1 and {deep} layers on {part} of {rows} rows"
     else:
         forward, update = _timed(task, batch(part), layers, precision, accumulate, horizon)
         how = f"whole steps on {part} of {rows} rows" if part < rows else "whole steps"
