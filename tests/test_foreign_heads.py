@@ -33,7 +33,8 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "reward": {"id2label": {0: "reward"}},
 }
 FAMILIES: dict[str, dict[str, Any]] = {
-    "Llama": {}, "Mistral": {"sliding_window": 8}, "Qwen2": {}, "Qwen3": {"head_dim": 16}, "GPT2": {"n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},  # ours drop nothing
+    "Llama": {}, "Mistral": {"sliding_window": 8}, "Qwen2": {}, "Qwen3": {"head_dim": 16},
+    "GPT2": {"n_positions": 64, **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)},  # ours drop nothing
 }  # fmt: skip
 HEADS: dict[str, dict[str, Any]] = {
     "SequenceClassification": PROBLEMS["classes"], "QuestionAnswering": {}, "CausalLM": {},

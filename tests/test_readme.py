@@ -185,7 +185,7 @@ def test_verbs(arguments: list[str], place: Path, tmp_path: Path, monkeypatch: p
         monkeypatch.setattr("alignlab.plan.probe.SECONDS", 0.1)
         rows = [] if any(one.startswith("data=") for one in arguments) else ["data=files", "data.train=book.txt"]
         given = [*rows, "tokenizer=bytes", *(["datamodule.max_length=64"] if rows else [])]
-        arguments = ["plan", *given, *arguments[1:]]  # before the options
+        arguments = ["plan", "--quick", *given, *arguments[1:]]
     if arguments[0] == "predict":
         arguments = [one if one != "RUN" else "runs/my_sorter" for one in arguments]
     if arguments[0] == "generate":

@@ -139,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--mfu", type=float, default=0.4, help="share of a GPU's peak that is used (default: %(default)s)"
     )
+    verb.add_argument("--quick", action="store_true", help="model the CPU's allocator: no real steps show its gaps")
     verb.add_argument("--json", action="store_true", help="plain values in place of tables")
     verb.set_defaults(act=plan)
     return top
@@ -181,7 +182,9 @@ def plan(options: argparse.Namespace) -> None:
     from alignlab.plan.page import show, values
     from alignlab.plan.planning import plan as planned
 
-    found = planned(options.overrides, gpu_name=options.gpu, count=options.count, utilization=options.mfu)
+    found = planned(
+        options.overrides, gpu_name=options.gpu, count=options.count, utilization=options.mfu, tries=not options.quick
+    )
     if options.json:
         print(json.dumps(values(found), indent=1))
     else:

@@ -12,9 +12,10 @@ from alignlab.errors import UserError
 from alignlab.plan.hardware import gpu
 from alignlab.plan.heap import Heap, heap_size
 from alignlab.plan.ledger import Book, Entry
-from alignlab.plan.memory import largest
+from alignlab.plan.memory import GAPS, PROCESS, largest
 from alignlab.plan.planning import Plan, plan
 from alignlab.plan.running import Run
+from alignlab.plan.trial import tried
 from tests.conftest import TINY
 
 ON_GPU = ("trainer=gpu", "trainer.precision=32-true")
@@ -157,12 +158,25 @@ def test_mistakes_are_those_of_training(arguments: list[str], said: str, capsys:
 
 
 def test_a_plan_for_this_cpu_times_real_steps(files: list[str]) -> None:
-    found: Plan = plan([*files, "trainer.precision=32-true", "trainer.max_steps=10"])
+    found: Plan = plan([*files, "trainer.precision=32-true", "trainer.max_steps=10"], tries=False)
     assert found.device.is_cpu
     assert found.step_seconds is not None
     assert 0 < found.step_seconds < 30
     assert found.seconds == pytest.approx(10 * found.step_seconds)
     assert "whole steps" in " ".join(found.notes)
+
+
+def test_real_steps_say_what_lies_between_the_tensors(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignlab.plan.probe.SECONDS", 0.1)
+    modelled = plan(files, tries=False).memory.parts
+    found = plan(files)
+    assert any("real steps" in note for note in found.notes)
+    beyond = {GAPS, "libraries"}
+    assert {name: size for name, size in found.memory.parts.items() if name not in beyond} == {
+        name: size for name, size in modelled.items() if name not in beyond
+    }
+    assert 0 < found.memory.parts["libraries"] <= PROCESS
+    assert tried(files, seconds=0.01) is None, "no time is not no memory"
 
 
 def test_a_heap_grows_no_further_than_it_must() -> None:

@@ -95,5 +95,5 @@ def _changed(run: Run, *options: str, reads: bool = False) -> Run:
     known = known_of(config, arguments) if reads else run.known
     return Run(
         config=config, arguments=arguments, known=known, device=run.device, horizon=run.horizon,
-        widths=widths(known.data, ranks_of(config)) if reads else run.widths,
+        widths=widths(known.data, ranks_of(config)) if reads else run.widths, gaps=run.gaps, libraries=run.libraries,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from alignlab.plan.rehearsal import weights_of
 from alignlab.tasks.task import TaskModule
 
 PROCESS = 43 * 2**20  # bytes of code and buffers that a first step on a CPU loads; measured 2026-11-24, torch 2.13
+GAPS = "gaps of the allocator"
 TRIES = 8
 
 
@@ -36,7 +37,7 @@ def rehearsed(book: Book, *, steps: int, is_cpu: bool, share: dict[str, float]) 
     """Bytes of the tensors of a book at its worst moment, by part, and on a CPU the gaps between them."""
     parts: dict[str, float] = dict(book.peak(share))
     if is_cpu:
-        parts["gaps of the allocator"] = max(0, heap_size(book.entries, steps) - sum(parts.values()))
+        parts[GAPS] = max(0, heap_size(book.entries, steps) - sum(parts.values()))
     return parts
 
 
@@ -46,9 +47,9 @@ def along(first: dict[str, float], second: dict[str, float], distance: float) ->
 
 
 def memory_of(
-    task: TaskModule, found: dict[str, float], *, device: Device, ranks: int, strategy: str, ema: bool
+    task: TaskModule, found: dict[str, float], *, device: Device, ranks: int, strategy: str, ema: bool, libraries: int
 ) -> Memory:
-    """What one of `ranks` processes takes whose tensors, unsharded, are those `found`."""
+    """What one of `ranks` processes takes whose tensors, unsharded, are those `found`; `libraries` on a CPU."""
     parts = {name: round(value) for name, value in found.items()}
     if ema:
         parts["moving average"] = sum(map(_size, task.parameters()))
@@ -57,7 +58,7 @@ def memory_of(
     elif ranks > 1:  # in which DDP sends them
         parts["gradient buckets"] = sum(_size(p) for p in task.parameters() if p.requires_grad)
     if device.is_cpu:
-        parts["libraries"] = PROCESS
+        parts["libraries"] = libraries
     return Memory(parts={name: size for name, size in parts.items() if size})
 
 

@@ -17,9 +17,13 @@ from alignlab.plan.probe import Probed, probe
 from alignlab.plan.rehearsal import batch_of, widths
 from alignlab.plan.running import Run
 from alignlab.plan.scenario import Known, assembled, known_of
+from alignlab.plan.trial import tried
 from alignlab.trainer import horizon_of, ranks_of
 
 FIRST_CHOICE = "H100"  # where GPUs are asked for and none is named
+MODELLED = "memory: gaps are those of a model of the allocator, which was up to 40 % off on all of a small run"
+LONGEST_STEP = 3.0  # seconds, of those that are taken for the sake of their memory
+LONGEST_TRIAL = 90.0  # seconds, imports included
 UTILIZATION = 0.4  # of a GPU's peak in bf16; the usual range is 0.3 to 0.5
 
 
@@ -53,9 +57,13 @@ class Plan:
 
 
 def plan(
-    arguments: Sequence[str], *, gpu_name: str | None = None, count: int | None = None, utilization: float = UTILIZATION
-) -> Plan:
-    """The plan of `python train.py ARGUMENTS` on `count` GPUs called `gpu_name`, or on what the arguments ask for."""
+    arguments: Sequence[str], *, gpu_name: str | None = None, count: int | None = None,
+    utilization: float = UTILIZATION, tries: bool = True,
+) -> Plan:  # fmt: skip
+    """The plan of `python train.py ARGUMENTS` on `count` GPUs called `gpu_name`, or on what the arguments ask for.
+
+    `tries`: on this machine's CPU, some real steps in a process of their own say what they take beyond their tensors.
+    """
     if count is not None and count < 1:
         raise UserError(f"--count is {count}; expected at least 1 GPU")
     notes: list[str] = []
@@ -68,12 +76,11 @@ def plan(
             f"task={config.task['_target_'].rsplit('.')[-1]}: what a step takes depends on the answers drawn"
         )
     run, steps = _run(config, arguments, known, device, notes)
-    return _planned(run, steps, utilization, notes)
+    return _planned(run, steps, utilization, notes, tries=tries)
 
 
-def _planned(run: Run, steps: int | None, utilization: float, notes: list[str]) -> Plan:
+def _planned(run: Run, steps: int | None, utilization: float, notes: list[str], *, tries: bool) -> Plan:
     known, device = run.known, run.device
-    memory = run.measure(run.rows)
     data, task = known.data, run.parts.task
     middle = batch_of(data, run.widths.middle, data.batch_size)
     tokens = run.accumulate * run.ranks * run.widths.positions * run.rows / data.batch_size
@@ -82,6 +89,8 @@ def _planned(run: Run, steps: int | None, utilization: float, notes: list[str]) 
     step_seconds = _step_seconds(run, probed, run.flops * tokens, utilization, notes)
     if probed is not None:
         notes.append(f"speed: {probed.how}, timed on this machine just now")
+        notes.append(_tried(run, step_seconds or 0.0) if tries else MODELLED)
+    memory = run.measure(run.rows)
     fits = memory.total <= device.memory
     return Plan(
         device=device,
@@ -161,6 +170,15 @@ def _probed(run: Run, middle: Any, flops: float) -> Probed:
         rows=rows, least=2 * full if rows > full else 1, flops=flops, precision=run.precision, accumulate=1,
         horizon=run.horizon,
     )  # fmt: skip
+
+
+def _tried(run: Run, step_seconds: float) -> str:
+    """Lets real steps say what they take, where that is quick and safe; a note of it."""
+    is_safe = run.measure(run.rows).total < run.device.memory / 2
+    if is_safe and step_seconds < LONGEST_STEP and (total := tried(run.arguments, seconds=LONGEST_TRIAL)) is not None:
+        run.learn(total)
+        return "memory: gaps and libraries are those of real steps on this machine just now"
+    return MODELLED
 
 
 def _step_seconds(run: Run, probed: Probed | None, flops: float, utilization: float, notes: list[str]) -> float | None:

@@ -79,7 +79,7 @@ def _timed(
     """Median seconds of forward and backward, and of the update, with `depth` blocks."""
     task.model.blocks = task.model.blocks[:depth]
     for module in (task, *task.reference):
-        _fill(module)
+        fill(module)
     cast(task, precision)
     attach(task, ranks=1, accumulate=accumulate, horizon=horizon)
     optimizer: Any = task.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
@@ -104,7 +104,7 @@ def _timed(
     return statistics.median(passes[1:]), statistics.median(updates[1:])
 
 
-def _fill(module: nn.Module) -> None:
+def fill(module: nn.Module) -> None:
     """Gives every weight without storage one, with values of a usual size."""
     for part in module.modules():
         for name, weight in list(part.named_parameters(recurse=False)):

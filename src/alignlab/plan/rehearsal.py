@@ -6,7 +6,7 @@ nothing of devices and of what fits.
 
 # B rows
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -97,7 +97,7 @@ def attach(task: TaskModule, *, ranks: int, accumulate: int, horizon: int) -> Si
     return trainer
 
 
-def take_step(task: TaskModule, optimizer: torch.optim.Optimizer, batches: Sequence[Any], precision: str) -> None:
+def take_step(task: TaskModule, optimizer: torch.optim.Optimizer, batches: Iterable[Any], precision: str) -> None:
     """One optimizer step as the trainer takes it: the old gradients go after the first forward pass."""
     for number, batch in enumerate(batches):
         with autocast(precision):

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from alignlab.build import Parts
 from alignlab.losses import CHUNK_LOGITS
 from alignlab.plan.hardware import WITHOUT_BF16, Device
-from alignlab.plan.memory import Memory, along, memory_of, rehearsed, shares
+from alignlab.plan.memory import GAPS, PROCESS, Memory, along, memory_of, rehearsed, shares
 from alignlab.plan.rehearsal import Widths, batch_of, cast, rehearse
 from alignlab.plan.scenario import Known, assembled
 from alignlab.trainer import ranks_of, resolve_precision
@@ -26,6 +26,8 @@ class Run:
     widths: Widths
     device: Device
     horizon: int
+    gaps: float = 1.0  # those of the allocator over what the model of it says
+    libraries: int = PROCESS  # bytes
     _seen: dict[int, tuple[dict[str, float], float]] = field(default_factory=dict)
 
     @property
@@ -67,10 +69,23 @@ class Run:
         else:
             found = self._found(rows)
         found = {**found, "weights": found["weights"] - self._saved}
+        found |= {name: found[name] * self.gaps for name in (GAPS,) if name in found}
         return memory_of(
             self.parts.task, found, device=self.device, ranks=self.ranks, strategy=self.strategy,
-            ema=self.config.ema is not None,
+            ema=self.config.ema is not None, libraries=self.libraries,
         )  # fmt: skip
+
+    def learn(self, total: int) -> None:
+        """Takes what real steps took beyond their tensors in place of what is modelled; `total` is all of it.
+
+        Frozen matrices were float32 then.
+        """
+        parts = self.measure(self.rows).parts
+        beyond = max(
+            0, total - self._saved - sum(size for name, size in parts.items() if name not in (GAPS, "libraries"))
+        )
+        self.libraries = min(beyond, self.libraries)
+        self.gaps *= (beyond - self.libraries) / max(1, parts.get(GAPS, 0))
 
     @cached_property
     def _saved(self) -> int:

@@ -1,0 +1,75 @@
+"""Real steps of a run on this machine's CPU, in a process of their own: the memory that they take there.
+
+Unusual: the gaps of an allocator and what libraries load at a first step are told apart by no book of tensors. The
+process begins anew, so that nothing it freed before hides what a step takes. Weights are noise; nothing is written.
+"""
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignlab.memory import keep_freed_memory
+from alignlab.plan.arguments import composed
+from alignlab.plan.hardware import this_cpu
+from alignlab.plan.probe import fill
+from alignlab.plan.rehearsal import attach, batch_of, cast, take_step, widths
+from alignlab.plan.running import Run
+from alignlab.plan.scenario import assembled, known_of
+
+STEPS = 8  # in which a heap has grown as far as it goes
+STATUS = Path("/proc/self/status")
+
+
+def tried(arguments: Sequence[str], *, seconds: float) -> int | None:
+    """Bytes above the idle process at the worst moment of some steps; None where that takes longer or is not told."""
+    if not STATUS.is_file():
+        return None
+    command = [sys.executable, "-m", "alignlab.plan.trial", json.dumps([*arguments])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return None if done.returncode else int(done.stdout.split()[-1])
+
+
+def peak(arguments: Sequence[str]) -> int:
+    """The same of this process, which must be a fresh one."""
+    config = composed(arguments)
+    known = known_of(config, arguments)
+    run = Run(
+        config=config, arguments=[*arguments], known=known, widths=widths(known.data, 1), device=this_cpu(),
+        horizon=10**6,
+    )  # fmt: skip
+    keep_freed_memory()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
+    idle = _bytes("VmRSS")
+    _take_steps(run)
+    return _bytes("VmHWM") - idle
+
+
+def _take_steps(run: Run) -> None:
+    task = assembled(run.config, run.known).task
+    for module in (task, *task.reference):
+        fill(module)
+    cast(task, run.precision)
+    attach(task, ranks=1, accumulate=run.accumulate, horizon=run.horizon)
+    optimizer: Any = task.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
+    task.train()
+    for step in range(STEPS):
+        rows = run.widths.middle if step % 2 else run.widths.widest
+        batches = (batch_of(run.known.data, rows, run.rows) for _ in range(run.accumulate))
+        take_step(task, optimizer, batches, run.precision)
+
+
+def _bytes(name: str) -> int:
+    (line,) = [one for one in STATUS.read_text(encoding="ascii").splitlines() if one.startswith(name)]
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    print(peak(json.loads(sys.argv[1])))
