@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def test_sums_are_taught_and_then_rewarded(tmp_path: Path) -> None:
 def test_every_recipe_is_run() -> None:
     recipes = {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")}
     assert recipes == {*TOPICS, *FRESH, *UPON_A_RUN, *STAGED}
+    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    assert recipes == set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)), "docs/recipes.md lists them all"
 
 
 @pytest.mark.parametrize("recipe", [*FRESH, *UPON_A_RUN])
