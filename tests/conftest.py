@@ -12,6 +12,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # workers share the cores, on which threads of several processes wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parent.parent
 TINY = (
     "model.layers=2", "model.width=32", "model.heads=2", "model.context=32", "tokenizer=bytes",

@@ -22,8 +22,6 @@ from alignlab.trainer import horizon_of, ranks_of
 
 FIRST_CHOICE = "H100"  # where GPUs are asked for and none is named
 MODELLED = "memory: gaps are those of a model of the allocator, which was up to 40 % off on all of a small run"
-LONGEST_STEP = 3.0  # seconds, of those that are taken for the sake of their memory
-LONGEST_TRIAL = 90.0  # seconds, imports included
 UTILIZATION = 0.4  # of a GPU's peak in bf16; the usual range is 0.3 to 0.5
 
 
@@ -175,7 +173,7 @@ def _probed(run: Run, middle: Any, flops: float) -> Probed:
 def _tried(run: Run, step_seconds: float) -> str:
     """Lets real steps say what they take, where that is quick and safe; a note of it."""
     is_safe = run.measure(run.rows).total < run.device.memory / 2
-    if is_safe and step_seconds < LONGEST_STEP and (total := tried(run.arguments, seconds=LONGEST_TRIAL)) is not None:
+    if is_safe and (total := tried(run.arguments, step_seconds=step_seconds)) is not None:
         run.learn(total)
         return "memory: gaps and libraries are those of real steps on this machine just now"
     return MODELLED

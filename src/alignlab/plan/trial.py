@@ -20,24 +20,29 @@ from alignlab.plan.rehearsal import attach, batch_of, cast, take_step, widths
 from alignlab.plan.running import Run
 from alignlab.plan.scenario import assembled, known_of
 
-STEPS = 8  # in which a heap has grown as far as it goes
+STEPS = range(3, 9)  # fewest and most; a heap grows least in the last of them
+LASTING = 30.0  # seconds, of all of them
 STATUS = Path("/proc/self/status")
 
 
-def tried(arguments: Sequence[str], *, seconds: float) -> int | None:
-    """Bytes above the idle process at the worst moment of some steps; None where that takes longer or is not told."""
-    if not STATUS.is_file():
+def tried(arguments: Sequence[str], *, step_seconds: float, patience: float = 120.0) -> int | None:
+    """Bytes above the idle process at the worst moment of some steps; None where they take too long or cannot be told.
+
+    `patience`: seconds, imports included.
+    """
+    steps = min(STEPS[-1], int(LASTING / max(step_seconds, 1e-9)))
+    if not STATUS.is_file() or steps < STEPS[0]:
         return None
-    command = [sys.executable, "-m", "alignlab.plan.trial", json.dumps([*arguments])]
+    command = [sys.executable, "-m", "alignlab.plan.trial", str(steps), json.dumps([*arguments])]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False)
     except subprocess.TimeoutExpired:
         return None
     return None if done.returncode else int(done.stdout.split()[-1])
 
 
-def peak(arguments: Sequence[str]) -> int:
-    """The same of this process, which must be a fresh one."""
+def peak(arguments: Sequence[str], steps: int) -> int:
+    """The same of so many steps of this process, which must be a fresh one."""
     config = composed(arguments)
     known = known_of(config, arguments)
     run = Run(
@@ -48,11 +53,11 @@ def peak(arguments: Sequence[str]) -> int:
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
     idle = _bytes("VmRSS")
-    _take_steps(run)
+    _take_steps(run, steps)
     return _bytes("VmHWM") - idle
 
 
-def _take_steps(run: Run) -> None:
+def _take_steps(run: Run, steps: int) -> None:
     task = assembled(run.config, run.known).task
     for module in (task, *task.reference):
         fill(module)
@@ -60,7 +65,7 @@ def _take_steps(run: Run) -> None:
     attach(task, ranks=1, accumulate=run.accumulate, horizon=run.horizon)
     optimizer: Any = task.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
     task.train()
-    for step in range(STEPS):
+    for step in range(steps):
         rows = run.widths.middle if step % 2 else run.widths.widest
         batches = (batch_of(run.known.data, rows, run.rows) for _ in range(run.accumulate))
         take_step(task, optimizer, batches, run.precision)
@@ -72,4 +77,4 @@ def _bytes(name: str) -> int:
 
 
 if __name__ == "__main__":
-    print(peak(json.loads(sys.argv[1])))
+    print(peak(json.loads(sys.argv[2]), int(sys.argv[1])))
