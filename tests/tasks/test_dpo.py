@@ -89,6 +89,11 @@ def test_law_6_in_the_precision_of_the_run(precision: str, preferred: Run, tmp_p
     assert float(losses(tmp_path / "fresh")[1]) == pytest.approx(math.log(2), abs=1e-6)
 
 
+def test_law_10_a_memorized_batch(preferred: Run) -> None:
+    options = ("trainer.max_steps=80", "trainer.max_epochs=null", "optim.lr=1e-2", "eval_every=80")
+    assert preferred("memorized", *options, given=pairs(8))["val/loss"] < 0.05
+
+
 @pytest.mark.parametrize("name", ["DPO", "RobustDPO", "Hinge", "IPO", "SimPO", "ORPO", "KTO"])
 def test_every_loss_learns_the_preference(name: str, preferred: Run) -> None:
     given = judged(48) if name == "KTO" else pairs(48)

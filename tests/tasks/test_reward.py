@@ -73,6 +73,12 @@ def test_a_marker_word_is_learned(rewarded: Run) -> None:
     assert 0.3 < values["val/length_baseline"] < 0.7
 
 
+def test_law_10_a_memorized_batch(rewarded: Run) -> None:
+    rows = pairs(8, shuffled=True)
+    options = ("trainer.max_steps=60", "trainer.max_epochs=null", "optim.lr=5e-3", "eval_every=60")
+    assert rewarded("memorized", *options, given=rows, val=rows)["val/loss"] < 0.05
+
+
 def test_shuffled_labels_teach_nothing(rewarded: Run) -> None:
     given, val = pairs(1600, shuffled=True), pairs(600, shuffled=True, seed=1)
     values = rewarded("shuffled", *LEARNS, given=given, val=val)
