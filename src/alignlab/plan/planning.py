@@ -21,7 +21,7 @@ from alignlab.plan.trial import tried
 from alignlab.trainer import horizon_of, ranks_of
 
 FIRST_CHOICE = "H100"  # where GPUs are asked for and none is named
-MODELLED = "memory: gaps are those of a model of the allocator, which was up to 40 % off on all of a small run"
+MODELLED = "memory: the gaps of the allocator are modelled, which put whole runs up to 42 % off"
 UTILIZATION = 0.4  # of a GPU's peak in bf16; the usual range is 0.3 to 0.5
 
 

@@ -4,6 +4,7 @@ Unusual: a job is one task on one node, which starts its ranks by itself as it d
 variables, by which Lightning would look for ranks, are kept from it.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,8 +51,15 @@ class Submitted:
         finally:
             if self.process.poll() is None:  # it was interrupted
                 self.process.terminate()
-                self.process.wait()
+                self._wait()
         return code
+
+    def _wait(self) -> None:
+        """Until the job has ended, which may be asked for more than once meanwhile."""
+        assert self.process is not None
+        while self.process.poll() is None:
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(WAIT)
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
         """Lets the job save; returns what goes back to the queue. Called when time is up, inside a signal handler."""

@@ -14,6 +14,7 @@ from alignlab.sweep.cluster import Submitted
 from alignlab.sweep.settings import Ray
 
 WAIT = 0.5  # seconds between looks at signals
+AGAIN = 10.0  # seconds between interrupts of a job that goes on
 SAVING = 90.0  # seconds at most for jobs to write a checkpoint after a signal
 
 
@@ -71,10 +72,12 @@ class Fleet:
         """Interrupts the jobs, and waits until they have saved: Ray kills what runs when it shuts down."""
         import ray
 
-        for reference in running:
-            ray.cancel(reference)
-        end = time.monotonic() + SAVING
+        end, due = time.monotonic() + SAVING, 0.0
         while time.monotonic() < end and any(_is_running(folder) for folder in running.values()):
+            if time.monotonic() > due:  # one interrupt may be lost in a worker that is busy with itself
+                due = time.monotonic() + AGAIN
+                for reference in running:
+                    ray.cancel(reference)
             time.sleep(WAIT)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
