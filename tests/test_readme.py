@@ -186,6 +186,7 @@ def test_verbs(arguments: list[str], place: Path, tmp_path: Path, monkeypatch: p
         monkeypatch.setattr("alignlab.plan.probe.SECONDS", 0.1)
         rows = [] if any(one.startswith("data=") for one in arguments) else ["data=files", "data.train=book.txt"]
         given = [*rows, "tokenizer=bytes", *(["datamodule.max_length=64"] if rows else [])]
+        arguments = [own for one in arguments for own in STAND_INS.get(one, [one])]
         arguments = ["plan", "--quick", *given, *arguments[1:]]
     if arguments[0] == "predict":
         arguments = [one if one != "RUN" else "runs/my_sorter" for one in arguments]
