@@ -21,7 +21,7 @@ from alignlab.plan.running import Run
 from alignlab.plan.scenario import assembled, known_of
 
 STEPS = range(3, 9)  # fewest and most; a heap grows least in the last of them
-LASTING = 30.0  # seconds, of all of them
+LASTING = 45.0  # seconds, of all of them
 STATUS = Path("/proc/self/status")
 
 
