@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 IGNORED = -100  # a position of `targets` without a target
+SIDES = ("chosen", "rejected")  # of a pair
 
 
 class TextBatch(NamedTuple):
@@ -152,7 +153,7 @@ class PairBatch(NamedTuple):
         told: list[dict[str, float]] = [{} for _ in self.margins]
         for place, value in enumerate(values.tolist()):
             if is_answer[place]:
-                told[place % len(told)][("chosen", "rejected")[place // len(told)]] = value
+                told[place % len(told)][SIDES[place // len(told)]] = value
         return told
 
 

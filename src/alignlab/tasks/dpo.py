@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from alignlab.batch import IGNORED, PairBatch
+from alignlab.batch import IGNORED, SIDES, PairBatch
 from alignlab.errors import UserError
 from alignlab.losses import token_log_probs
 from alignlab.metrics.preferences import Means, wins
@@ -25,7 +25,6 @@ from alignlab.tasks import reference
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
 
-SIDES = ("chosen", "rejected")
 NAMES = (
     "loss", "nll", "accuracy", "kl", "length_baseline",
     *(f"{name}/{side}" for name in ("rewards", "log_probs", "length") for side in SIDES),
