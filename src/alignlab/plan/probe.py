@@ -78,12 +78,7 @@ def _timed(
 ) -> tuple[float, float]:
     """Median seconds of forward and backward, and of the update, with `depth` blocks."""
     task.model.blocks = task.model.blocks[:depth]
-    for module in (task, *task.reference):
-        fill(module)
-    cast(task, precision)
-    attach(task, ranks=1, accumulate=accumulate, horizon=horizon)
-    optimizer: Any = task.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
-    task.train()
+    optimizer = made_real(task, precision, accumulate=accumulate, horizon=horizon)
     passes: list[float] = []
     updates: list[float] = []
     begun = time.perf_counter()
@@ -102,6 +97,17 @@ def _timed(
         if time.perf_counter() - begun > 2 * SECONDS and len(passes) > 1:
             break
     return statistics.median(passes[1:]), statistics.median(updates[1:])
+
+
+def made_real(task: TaskModule, precision: str, *, accumulate: int, horizon: int) -> Any:
+    """Gives a task and its reference weights of noise, ready for real steps; returns its optimizer."""
+    for module in (task, *task.reference):
+        fill(module)
+    cast(task, precision)
+    attach(task, ranks=1, accumulate=accumulate, horizon=horizon)
+    optimizer: Any = task.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
+    task.train()
+    return optimizer
 
 
 def fill(module: nn.Module) -> None:

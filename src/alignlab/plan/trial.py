@@ -10,13 +10,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from alignlab.memory import keep_freed_memory
 from alignlab.plan.arguments import composed
 from alignlab.plan.hardware import this_cpu
-from alignlab.plan.probe import fill
-from alignlab.plan.rehearsal import attach, batch_of, cast, take_step, widths
+from alignlab.plan.probe import made_real
+from alignlab.plan.rehearsal import batch_of, take_step, widths
 from alignlab.plan.running import Run
 from alignlab.plan.scenario import assembled, known_of
 
@@ -59,12 +58,7 @@ def peak(arguments: Sequence[str], steps: int) -> int:
 
 def _take_steps(run: Run, steps: int) -> None:
     task = assembled(run.config, run.known).task
-    for module in (task, *task.reference):
-        fill(module)
-    cast(task, run.precision)
-    attach(task, ranks=1, accumulate=run.accumulate, horizon=run.horizon)
-    optimizer: Any = task.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
-    task.train()
+    optimizer = made_real(task, run.precision, accumulate=run.accumulate, horizon=run.horizon)
     for step in range(steps):
         rows = run.widths.middle if step % 2 else run.widths.widest
         batches = (batch_of(run.known.data, rows, run.rows) for _ in range(run.accumulate))
