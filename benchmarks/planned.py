@@ -6,6 +6,10 @@
 The idle process has its libraries imported and its data read, and no model yet. The peak is the kernel's (VmHWM), over
 optimizer steps, without validation and checkpoints. Time is the median of the steps after the third,
 of the processor on one thread: the probe's clock is replaced too, so that other work on the machine does not count.
+
+    python benchmarks/planned.py text.txt labels.csv --gpu       # runs for a GPU of this machine
+
+There the peak is what the allocator of torch holds, and time is the wall's; the plan's own time is an assumption there.
 """
 
 import argparse
@@ -37,6 +41,15 @@ RUNS = {
     "small, AdamW, 4 rows, recomputed": ["data=files", "data.train={text}", "model=small", "optim=adamw",
                                          "datamodule.batch_size=4", "recompute_activations=true"],
 }  # fmt: skip
+GPT2 = ["trainer=gpu", "data=files", "data.train={text}", "model=gpt2", "tokenizer=bytes", "model.vocabulary=50304"]
+ON_A_GPU = {
+    "GPT-2, AdamW, 16 rows": [*GPT2, "optim=adamw", "datamodule.batch_size=16"],
+    "GPT-2, Muon, 8 x 4 rows": [*GPT2, "datamodule.batch_size=8", "trainer.accumulate_grad_batches=4"],
+    "GPT-2, AdamW, 32 rows, recomputed": [*GPT2, "optim=adamw", "datamodule.batch_size=32",
+                                          "recompute_activations=true"],
+    "small, classification, LoRA, 64 rows": ["trainer=gpu", "task=classification", "data=files", "data.train={labels}",
+                                             "model=small", "tuning=lora", "datamodule.batch_size=64"],
+}  # fmt: skip
 UPON_A_FOLDER = {
     "LoRA on the folder, 4 windows of 256": ["data=files", "data.train={text}", "init_from={folder}", "tuning=lora",
                                            "datamodule.batch_size=4", "datamodule.max_length=256"],
@@ -61,6 +74,7 @@ def measured(arguments: list[str]) -> dict[str, float]:
     import gc
 
     import lightning as L
+    import torch
     from hydra.utils import instantiate
 
     from alignlab.build import data_of, keeps_narrow, text_of
@@ -71,6 +85,7 @@ def measured(arguments: list[str]) -> dict[str, float]:
     from alignlab.run import build, horizon_of, make_callbacks, make_trainer
 
     config = composed(arguments)
+    is_gpu = config.trainer.get("accelerator") == "gpu"
     keep_freed_memory()
     rows = instantiate(config.data, _convert_="all")
     start = described(config.init_from) if config.init_from else None
@@ -85,8 +100,11 @@ def measured(arguments: list[str]) -> dict[str, float]:
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, number):
             if (number + 1) % trainer.accumulate_grad_batches == 0:
-                ends.append(time.process_time())
-                found["peak"] = (kilobytes("VmHWM") - idle) * 1024
+                if is_gpu:
+                    torch.cuda.synchronize()
+                ends.append(time.perf_counter() if is_gpu else time.process_time())
+                on_cpu = (kilobytes("VmHWM") - idle) * 1024
+                found["peak"] = torch.cuda.max_memory_reserved() if is_gpu else on_cpu
                 if len(ends) >= STEPS or (len(ends) > 6 and ends[-1] - ends[0] > LONGEST):
                     raise Stopped(15)
 
@@ -120,6 +138,7 @@ def main() -> None:
     parser.add_argument("text")
     parser.add_argument("labels")
     parser.add_argument("--folder", help="of a Hugging Face model")
+    parser.add_argument("--gpu", action="store_true", help="runs for a GPU instead")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names")
     parser.add_argument("--inside", choices=["planned", "measured"])
     given = parser.parse_args()
@@ -128,7 +147,7 @@ def main() -> None:
         return given.only == [name] if given.inside else any(one in name for one in given.only)
 
     files = {"text": given.text, "labels": given.labels, "folder": given.folder}
-    runs = {**RUNS, **(UPON_A_FOLDER if given.folder else {})}
+    runs = ON_A_GPU if given.gpu else {**RUNS, **(UPON_A_FOLDER if given.folder else {})}
     chosen = {name: [one.format(**files) for one in run] for name, run in runs.items() if is_chosen(name)}
     if given.inside:
         (arguments,) = chosen.values()
@@ -140,6 +159,7 @@ def main() -> None:
         for what in ("planned", "measured"):
             command = [sys.executable, __file__, given.text, given.labels, "--only", name, "--inside", what]
             command += ["--folder", given.folder] if given.folder else []
+            command += ["--gpu"] if given.gpu else []
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             if run.returncode:
                 sys.exit(f"{name}: {run.stderr[-2000:]}")

@@ -41,10 +41,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def on_device(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """The command line with the trainer that ALIGNLAB_TEST_TRAINER names, such as gpu, where it asks for no other."""
+    trainer = os.environ.get("ALIGNLAB_TEST_TRAINER")
+    if trainer is None or any(one.startswith("trainer=") for one in overrides):
+        return overrides
+    return (f"trainer={trainer}", *overrides)
+
+
 def composed(*overrides: str) -> DictConfig:
     """The configuration of a command line, composed as train.py does."""
     from alignlab.commandline import prepare
 
+    overrides = on_device(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", prepare(list(overrides)))
@@ -65,6 +74,6 @@ def tiny_run(tmp_path: Path, corpus: Path) -> Callable[..., dict[str, Any]]:
 def train(*arguments: str, folder: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """`python train.py ARGUMENTS` in `folder`."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
+        [sys.executable, str(ROOT / "train.py"), *on_device(arguments)],
         cwd=folder, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

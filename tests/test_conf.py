@@ -1,5 +1,6 @@
 """Law 11: every option under conf/ composes, builds and takes two steps; recipes carry what they measured."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from alignlab import checkpoint as files
 from tests.conftest import ROOT, composed
 
 CONF = ROOT / "conf"
@@ -57,6 +59,16 @@ def test_preset_builds(choice: str) -> None:
     with torch.device("meta"):
         hidden = GPT(config)(torch.zeros(1, 8, dtype=torch.long))
     assert hidden.shape == (1, 8, config.width)
+
+
+def test_a_vocabulary_may_be_rounded_up_and_not_down(tiny_run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    values = tiny_run("wide", "model.vocabulary=320", "optim=sgd", "optim.lr=0", "trainer.max_steps=1")
+    assert values["val/loss"] == pytest.approx(math.log(320), rel=0.02)
+    weights = files.read(tmp_path / "wide/checkpoints/last.ckpt")["state_dict"]
+    assert weights["model.embed.weight"].shape == (320, 32)
+    assert tiny_run("on", f"init_from={tmp_path}/wide", "trainer.max_steps=2")["step"] == 2
+    with pytest.raises(ValueError, match=r"model\.vocabulary is 100, but the tokenizer has 260 entries"):
+        tiny_run("narrow", "model.vocabulary=100", "trainer.max_steps=1")
 
 
 @pytest.mark.parametrize("choice", choices("trainer"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, composed, train
 
@@ -42,6 +43,7 @@ SPAN = {"context": "The number 4 is even.", "question": "Which?", "answers": [{"
 TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 FRESH = {  # recipes that begin from nothing
     "multi30k_en_de": {"source": "a dog", "target": "ein Hund"}, "shakespeare": {"text": "To be or not to be. " * 30},
+    "shakespeare_gpu": {"text": "To be or not to be. " * 60},
     "sorting": {"question": "sort 2 1", "answer": "1 2"}, "tatoeba_en_zh": {"source": "a dog", "target": "一条狗"},
 }  # fmt: skip
 UPON_A_RUN = {
@@ -85,6 +87,8 @@ def test_a_recipe_takes_two_steps(recipe: str, tiny_run: Callable[..., dict[str,
     else:
         tiny_run("base", "trainer.max_steps=1", "test=false")
         options += [f"init_from={tmp_path}/base"]
+    if recipe.endswith("_gpu") and not torch.cuda.is_available():
+        options += ["trainer=cpu", "compile=false"]
     values = execute(composed(*options), tmp_path / "run", command_line=options)
     assert values["step"] == 2
     assert values["val/loss"] > 0

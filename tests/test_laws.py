@@ -42,7 +42,8 @@ class StopAfter(Rhythm):
     """Acts as if a signal had come during step `step`."""
 
 
-def _stopping(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def stopping(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Lets runs stop after step `step` as if a signal had come."""
     agree = Rhythm._agree
 
     def stop(self: Rhythm, trainer: Any, asked: int) -> int:
@@ -79,7 +80,7 @@ def test_stopped_and_resumed_is_not_stopped(
     tiny_run("whole", *options)
     for step in (3, 4):  # in the middle of an epoch, and between a step and its validation
         with monkeypatch.context() as patch:
-            _stopping(patch, step)
+            stopping(patch, step)
             with pytest.raises(Stopped):
                 tiny_run(f"parts{step}", *options)
         assert files.read(tmp_path / f"parts{step}/checkpoints/last.ckpt")["position"]["step"] == step

@@ -1,12 +1,14 @@
 """Cross-entropy against torch's, against numbers by hand, and the ways a batch may be cut."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from alignlab import losses
 from alignlab.losses import cross_entropy, token_log_probs
 
 # N targets, D width, V vocabulary
@@ -189,3 +191,37 @@ def test_shapes_that_do_not_match_are_told(problem):
     layer, hidden, targets = problem
     with pytest.raises(ValueError, match=r"hidden is \(13, 6\), targets \(12,\), weights None; expected"):
         cross_entropy(layer, hidden, targets[1:])
+
+
+def test_a_batch_known_to_be_full_is_not_searched(problem):
+    layer, hidden, targets = problem
+    same(
+        [cross_entropy(layer, hidden, targets, chunk=4, is_full=True)],
+        [cross_entropy(layer, hidden, targets, chunk=4)],
+    )
+    holed = targets.index_fill(0, torch.tensor([2]), -100)
+    with pytest.raises(RuntimeError, match="out of bounds"):  # what the caller says is believed
+        cross_entropy(layer, hidden, holed, is_full=True, weights=torch.ones(N), chunk=1)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_form_for_compilers_makes_the_same_gradient(problem, dtype, is_weighted, label_smoothing):
+    layer, hidden, targets = problem
+    logits = layer(hidden).detach().to(dtype)
+    weights = torch.rand(N, dtype=dtype) if is_weighted else None
+    loss, gradient = losses._chunk_gradient(logits, targets, weights, label_smoothing)
+    fusable = losses._fusable_chunk_gradient(logits, targets, weights, label_smoothing)
+    torch.testing.assert_close(fusable[0], loss)
+    torch.testing.assert_close(fusable[1], gradient.to(dtype))
+
+
+def test_compiled_models_have_their_chunks_compiled_on_gpus_alone():
+    class Head(nn.Linear):
+        is_compiled = True
+
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    assert losses._gradient_of(Head(D, V).forward, on_gpu) is losses._compiled_chunk_gradient()
+    assert losses._gradient_of(Head(D, V).forward, torch.zeros(1, D)) is losses._chunk_gradient
+    assert losses._gradient_of(nn.Linear(D, V), on_gpu) is losses._chunk_gradient

@@ -58,7 +58,13 @@ def class_of(config: DictConfig) -> Any:
 def architecture(config: DictConfig, start: Origin | None, vocabulary: int, command_line: list[str]) -> GPTConfig:
     """The GPT's configuration: that of `start`, which a field on the `command_line` must not contradict."""
     if start is None:
-        return node(config.model, vocabulary=vocabulary)
+        wanted = config.model.get("vocabulary") or vocabulary
+        if wanted < vocabulary:
+            raise ValueError(
+                f"model.vocabulary is {wanted}, but the tokenizer has {vocabulary} entries; expected at least as many, "
+                "such as the next multiple of 64, which GPUs multiply faster; or leave it out"
+            )
+        return node(config.model, vocabulary=wanted)
     known = start.config.to_dict()
     for override in command_line:
         name, _, value = override.lstrip("+").partition("=")
@@ -128,8 +134,6 @@ def assemble(
     task.is_fresh = start is None
     if start is not None:
         task.adopt(start.heads, start.found, start.path)
-    if start is None and model.config.vocabulary != tokenizer.vocab_size:
-        raise ValueError(f"model.vocabulary is {model.config.vocabulary}; the tokenizer has {tokenizer.vocab_size}")
     if task.needs_reference:
         task.reference = (reference_of(config, model, resumes=resumes),)
     tuning = instantiate(config.tuning, _convert_="all")

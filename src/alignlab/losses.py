@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
-CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**24}  # 8 MB of fp32 stay in a CPU's cache; 64 MB keep a GPU's products busy
+CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**27}  # 8 MB of fp32 stay in a CPU's cache; 512 MB keep a GPU's products busy
 FROZEN_CHUNK_LOGITS = 2**22  # where no gradient of the unembedding is added up, but a narrow one may have to be widened
 
 Unembed = Callable[[Tensor], Tensor]
@@ -35,16 +36,18 @@ def cross_entropy(
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
     chunk: int | None = None,
+    is_full: bool = False,
 ) -> Tensor:
     """Sum over targets of weight * nll, a scalar of at least fp32; 0 (with zero gradients) where there is no target.
 
     unembed: (..., D) -> (..., V), such as `model.unembed`. hidden: (..., D); targets: (...) ids, -100 is skipped before
     the unembedding; weights: (...) per target, constants to autograd, 1 by default; chunk: targets whose logits exist
-    at one time, by default as many as the device is good at. With e = label_smoothing, as torch's:
+    at one time, by default as many as the device is good at; is_full: no target is -100, as the caller knows, which
+    spares a GPU a question that it would have to finish its work for. With e = label_smoothing, as torch's:
     nll = -(1 - e) log p[target] - e / V sum_v log p[v] (Szegedy et al. 2016, section 7). The gradients exist before
     `backward` is called, so a second derivative raises.
     """
-    hidden, targets, weights = _targeted(hidden, targets, weights)
+    hidden, targets, weights = _targeted(hidden, targets, weights, is_full)
     learns = torch.is_grad_enabled()
     learned = _learned(unembed, hidden) if learns and not _is_sharded(unembed) else None
     chunk = chunk or _chunk(unembed, hidden, FROZEN_CHUNK_LOGITS if learned == [] else None)
@@ -63,13 +66,15 @@ def token_log_probs(unembed: Unembed, hidden: Tensor, targets: Tensor, *, chunk:
     pass, since the weights of its rows are only known there.
     """
     present = (targets != IGNORED).reshape(-1).nonzero().squeeze(-1)
-    rows, ids, _ = _targeted(hidden, targets, None)
+    rows, ids, _ = _targeted(hidden, targets, None, False)
     log_probs = -_nll(unembed, rows, ids, 0.0, chunk or _chunk(unembed, rows))
     flat = log_probs.new_zeros(targets.numel()).index_copy(0, present, log_probs)
     return flat.view(targets.shape)
 
 
-def _targeted(hidden: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _targeted(
+    hidden: Tensor, targets: Tensor, weights: Tensor | None, is_full: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Flat rows that have a target: (N, D), (N,), (N,)."""
     if hidden.shape[:-1] != targets.shape or (weights is not None and weights.shape != targets.shape):
         raise ValueError(
@@ -78,8 +83,7 @@ def _targeted(hidden: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[
         )
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     weights = None if weights is None else weights.detach().reshape(-1)
-    is_present = targets != IGNORED
-    if not is_present.all():
+    if not is_full and not (is_present := targets != IGNORED).all():
         rows = is_present.nonzero().squeeze(-1)
         hidden, targets = hidden.index_select(0, rows), targets[rows]
         weights = None if weights is None else weights[rows]
@@ -91,6 +95,12 @@ def _chunk(unembed: Unembed, hidden: Tensor, logits: int | None = None) -> int:
     logits = logits or CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"])
     with torch.no_grad():
         return max(1, logits // unembed(hidden[:0]).shape[-1])
+
+
+def _gradient_of(unembed: Unembed, hidden: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What makes a chunk's gradient: compiled on a GPU if the model is; a CPU's chunk stays in its cache anyway."""
+    is_compiled = getattr(getattr(unembed, "__self__", None), "is_compiled", False)
+    return _compiled_chunk_gradient() if is_compiled and hidden.device.type == "cuda" else _chunk_gradient
 
 
 def _is_sharded(unembed: Unembed) -> bool:
@@ -158,6 +168,31 @@ def _chunk_gradient(
     return nll.sum(), gradient
 
 
+def _fusable_chunk_gradient(
+    logits: Tensor, targets: Tensor, weights: Tensor | None, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """`_chunk_gradient` without a step in place, for a compiler to make two passes over the logits of.
+
+    The gradient is of the logits' type, so that no fp32 copy of a half type is ever written.
+    """
+    wide = _full(logits)
+    log_sum = wide.logsumexp(dim=-1)
+    nll = log_sum - (1 - label_smoothing) * wide.gather(1, targets[:, None]).squeeze(1)
+    is_target = torch.arange(logits.shape[-1], device=logits.device) == targets[:, None]
+    gradient = (wide - log_sum[:, None]).exp() - (1 - label_smoothing) * is_target
+    if label_smoothing:
+        nll = nll - label_smoothing * wide.mean(-1)
+        gradient = gradient - label_smoothing / logits.shape[-1]
+    if weights is not None:
+        gradient, nll = gradient * weights[:, None], nll * weights
+    return nll.sum(), gradient.to(logits.dtype)
+
+
+@cache
+def _compiled_chunk_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_fusable_chunk_gradient)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """The sum and all its gradients in one pass over the chunks; `backward` only scales them."""
 
@@ -173,6 +208,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         *learned: Tensor,
     ) -> Tensor:
         is_hidden_learned = ctx.needs_input_grad[1]
+        chunk_gradient = _gradient_of(unembed, hidden)
         total: Tensor | None = None
         hidden_gradient = torch.empty_like(hidden) if is_hidden_learned else None
         gradients: list[Tensor] = []
@@ -182,7 +218,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             inputs = [part, *learned] if is_hidden_learned else list(learned)
             with torch.enable_grad():
                 logits = unembed(part)
-            loss, gradient = _chunk_gradient(
+            loss, gradient = chunk_gradient(
                 logits.detach(), targets[rows], None if weights is None else weights[rows], label_smoothing
             )
             total = loss if total is None else total + loss

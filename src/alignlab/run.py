@@ -70,8 +70,7 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
         log.info("nothing left to do: %s has done its %d steps", folder, first_step)
         return _written(folder)
     if config.compile:
-        for block in parts.task.model.blocks:
-            block.compile()
+        parts.task.model.compile_parts()
     del checkpoint
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
@@ -198,6 +197,8 @@ def _finish(config: DictConfig, parts: Parts, trainer: L.Trainer, callbacks: Cal
         "trained_parameters": parts.report.learned_parameters,
         "step": trainer.global_step,
     }
+    if (device := trainer.strategy.root_device).type == "cuda":
+        record.values["train/gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     record.write(trainer)
     best = callbacks.checkpoints.folder / "best.ckpt"
     if not best.is_file() and trainer.is_global_zero:  # without a validation split the last is the best there is

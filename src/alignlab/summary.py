@@ -29,7 +29,9 @@ def show_summary(folder: Path, values: dict[str, float | int | str], *, kind: st
     console.print(table)
     seconds = float(values.get("train/seconds", math.nan))
     speed = float(values.get("train/tokens_per_second", math.nan))
-    console.print(f"{clock(seconds)} of training, {speed:,.0f} tokens/s, {int(values['parameters']):,} parameters\n")
+    memory = values.get("train/gpu_memory_gib")
+    told = f"{clock(seconds)} of training, {speed:,.0f} tokens/s, {int(values['parameters']):,} parameters"
+    console.print(told if memory is None else f"{told}, {float(memory):.1f} GiB of the GPU", end="\n\n")
     shown = Path(folder).resolve()
     shown = shown.relative_to(Path.cwd()) if shown.is_relative_to(Path.cwd()) else shown
     lines = [

@@ -14,7 +14,7 @@ import torch
 from alignlab import checkpoint as files
 from alignlab.batch import LabelBatch
 from alignlab.callbacks.rhythm import Stopped
-from tests.test_laws import SGD, _stopping, assert_equal, largest_difference, weights
+from tests.test_laws import SGD, assert_equal, largest_difference, stopping, weights
 
 Run = Callable[..., dict[str, Any]]
 WORDS = {"animals": ["cat", "dog", "马", "owl"], "colours": ["red", "blue", "绿色", "grey"], "tools": ["saw", "axe 🪓"]}
@@ -72,7 +72,7 @@ def test_law_2_stopped_and_resumed_is_not_stopped(
                "trainer.accumulate_grad_batches=2", "task.lm_weight=0.3")  # fmt: skip
     classified("whole", *options)
     with monkeypatch.context() as patch:
-        _stopping(patch, 4)
+        stopping(patch, 4)
         with pytest.raises(Stopped):
             classified("parts", *options)
     classified("parts", *options)

@@ -21,7 +21,7 @@ from alignlab.paths import cache_folder
 from alignlab.text.tokenizer import Bytes
 from tests.fakes import FakeRows
 from tests.tasks.test_reward import written
-from tests.test_laws import SGD, _stopping, assert_equal, largest_difference, losses, weights
+from tests.test_laws import SGD, assert_equal, largest_difference, losses, stopping, weights
 
 Run = Callable[..., dict[str, Any]]
 PLAIN = ("datamodule.style=plain", "model.context=48")
@@ -132,7 +132,7 @@ def test_law_2_stopped_and_resumed_is_not_stopped(
         one, other = (f"{name}-{begins == 'null'}" for name in ("whole", "parts"))
         preferred(one, *options)
         with monkeypatch.context() as patch:
-            _stopping(patch, 4)
+            stopping(patch, 4)
             with pytest.raises(Stopped):
                 preferred(other, *options)
         if cache == "lost":

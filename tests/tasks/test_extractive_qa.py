@@ -21,7 +21,7 @@ from alignlab.data.spans import Spans
 from alignlab.metrics.squad import best_threshold, likeliest_sentence, score
 from alignlab.tasks.extractive_qa import ExtractiveQA, best_spans
 from tests.fakes import FakeRows
-from tests.test_laws import SGD, _stopping, assert_equal, largest_difference, weights
+from tests.test_laws import SGD, assert_equal, largest_difference, stopping, weights
 
 Run = Callable[..., dict[str, Any]]
 THINGS = ["the cat", "马", "owl 🦉", "a red bus", "بيت", "tin"]
@@ -76,7 +76,7 @@ def test_law_2_stopped_and_resumed_is_not_stopped(asked: Run, tmp_path: Path, mo
     given = rows(24, unanswerable=True)
     asked("whole", *options, given=given)
     with monkeypatch.context() as patch:
-        _stopping(patch, 4)
+        stopping(patch, 4)
         with pytest.raises(Stopped):
             asked("parts", *options, given=given)
     asked("parts", *options, given=given)

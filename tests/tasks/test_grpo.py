@@ -14,7 +14,7 @@ from alignlab.errors import UserError
 from alignlab.run import execute
 from alignlab.tasks.rollout import uniforms
 from tests.conftest import TINY, composed
-from tests.test_laws import _stopping, assert_equal, largest_difference, losses, weights
+from tests.test_laws import assert_equal, largest_difference, losses, stopping, weights
 
 Run = Callable[..., dict[str, Any]]
 
@@ -84,7 +84,7 @@ def test_stopped_and_resumed_is_not_stopped(run: Run, tmp_path: Path, monkeypatc
     run("whole", *options)
     for step in (3, 4):  # at the border of a rollout, and among its updates
         with monkeypatch.context() as patch:
-            _stopping(patch, step)
+            stopping(patch, step)
             with pytest.raises(Stopped):
                 run(f"parts{step}", *options)
         run(f"parts{step}", *options)

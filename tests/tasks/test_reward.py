@@ -13,7 +13,7 @@ import torch
 from alignlab import checkpoint as files
 from alignlab.callbacks.rhythm import Stopped
 from alignlab.errors import UserError
-from tests.test_laws import SGD, _stopping, assert_equal, largest_difference, losses, weights
+from tests.test_laws import SGD, assert_equal, largest_difference, losses, stopping, weights
 
 Run = Callable[..., dict[str, Any]]
 WORDS = ("red", "blue", "green", "wood", "stone", "paper")
@@ -105,7 +105,7 @@ def test_law_2_stopped_and_resumed_is_not_stopped(
     options = ("model.dropout=0.1", "trainer.max_steps=7", "datamodule.batch_size=5", "task.center_weight=0.1")
     rewarded("whole", *options)
     with monkeypatch.context() as patch:
-        _stopping(patch, 4)
+        stopping(patch, 4)
         with pytest.raises(Stopped):
             rewarded("parts", *options)
     rewarded("parts", *options)

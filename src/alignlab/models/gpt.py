@@ -165,6 +165,7 @@ class GPT(nn.Module):
         assert config.vocabulary is not None, "the vocabulary must be known before a GPT is built"
         self.config = config
         self.recompute_activations = recompute_activations
+        self.is_compiled = False
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.rotary = Rotary(config) if config.positions == "rotary" else None
@@ -232,6 +233,12 @@ class GPT(nn.Module):
         if cache is not None:
             cache.advance(documents, positions, ids.shape[1])
         return self.norm(hidden)
+
+    def compile_parts(self) -> None:
+        """Compiles the blocks in place, by torch.compile, and lets a loss over the vocabulary be compiled too."""
+        for block in self.blocks:
+            block.compile()
+        self.is_compiled = True
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""

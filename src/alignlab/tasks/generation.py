@@ -97,7 +97,7 @@ class ResponseTask(TaskModule):
     @property
     def expected_start(self) -> float | None:
         """ln V: fresh weights hold every token equally likely."""
-        return math.log(self.tokenizer.vocab_size) if self.is_fresh and not self.label_smoothing else None
+        return math.log(self.model.config.vocabulary or 1) if self.is_fresh and not self.label_smoothing else None
 
     def losses(self, batch: ResponseBatch) -> dict[str, Term]:
         """{"loss": summed negative log-likelihood of the responses' tokens and ends}."""

@@ -25,12 +25,18 @@ class Pretraining(TaskModule):
     @property
     def expected_start(self) -> float | None:
         """ln V: fresh weights hold every token equally likely."""
-        return math.log(self.tokenizer.vocab_size) if self.is_fresh else None
+        return math.log(self.model.config.vocabulary or 1) if self.is_fresh else None
 
     def losses(self, batch: TextBatch) -> dict[str, Term]:
         """{"loss": summed negative log-likelihood over this micro-batch's targets}."""
         hidden = self.model(batch.ids, documents=batch.documents)
-        nats = cross_entropy(self.model.unembed, hidden, batch.targets, label_smoothing=self.label_smoothing)
+        nats = cross_entropy(
+            self.model.unembed,
+            hidden,
+            batch.targets,
+            label_smoothing=self.label_smoothing,
+            is_full=batch.tokens == batch.targets.numel(),
+        )
         return {"loss": Term(nats, "tokens")}
 
     def evaluate(self, batch: TextBatch, stage: str) -> None:
