@@ -12,6 +12,7 @@ from alignlab import checkpoint as files
 from alignlab.callbacks.rhythm import Stopped
 from alignlab.generate import Sampling, generate
 from alignlab.losses import cross_entropy
+from alignlab.models.narrow import aligned_linear, linear
 from tests.test_generate import EOS, FAMILIES, PAD, PROMPTS, tiny
 from tests.test_laws import assert_equal, largest_difference, stopping, weights
 
@@ -40,6 +41,19 @@ def test_a_compiled_loss_is_the_plain_one(is_weighted: bool) -> None:
     for plain, compiled in zip(*found, strict=True):
         torch.testing.assert_close(plain, compiled, rtol=1e-2, atol=2e-2)
     torch.testing.assert_close(found[0][0], found[1][0])
+
+
+def test_a_table_of_odd_length_is_padded_for_tensor_cores() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(40, 64, device="cuda", requires_grad=True)
+    weight = torch.randn(203, 64, device="cuda", requires_grad=True)
+    found = []
+    with torch.autocast("cuda", torch.bfloat16):
+        for product in (linear, aligned_linear):
+            logits = product(hidden, weight)
+            found.append((logits, *torch.autograd.grad(logits.float().square().sum(), (hidden, weight))))
+    for plain, padded in zip(*found, strict=True):
+        torch.testing.assert_close(plain, padded, rtol=2e-2, atol=2e-1)
 
 
 @pytest.mark.parametrize("family", range(len(FAMILIES)))

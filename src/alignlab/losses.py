@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**27}  # 8 MB of fp32 stay in a CPU's cache; 512 MB keep a GPU's products busy
+COMPILED_CHUNK_LOGITS = 2**28  # on a GPU, where no fp32 copy of them is written
 FROZEN_CHUNK_LOGITS = 2**22  # where no gradient of the unembedding is added up, but a narrow one may have to be widened
 
 Unembed = Callable[[Tensor], Tensor]
@@ -50,7 +51,10 @@ def cross_entropy(
     hidden, targets, weights = _targeted(hidden, targets, weights, is_full)
     learns = torch.is_grad_enabled()
     learned = _learned(unembed, hidden) if learns and not _is_sharded(unembed) else None
-    chunk = chunk or _chunk(unembed, hidden, FROZEN_CHUNK_LOGITS if learned == [] else None)
+    if chunk is None and learned == []:
+        chunk = _chunk(unembed, hidden, FROZEN_CHUNK_LOGITS)
+    elif chunk is None:
+        chunk = _chunk(unembed, hidden, COMPILED_CHUNK_LOGITS if _is_fused(unembed, hidden) else None)
     if learned is not None and len(targets) > chunk:
         return _ChunkedCrossEntropy.apply(unembed, hidden, targets, weights, label_smoothing, chunk, *learned)
     if weights is None and len(targets) <= chunk:
@@ -97,10 +101,9 @@ def _chunk(unembed: Unembed, hidden: Tensor, logits: int | None = None) -> int:
         return max(1, logits // unembed(hidden[:0]).shape[-1])
 
 
-def _gradient_of(unembed: Unembed, hidden: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    """What makes a chunk's gradient: compiled on a GPU if the model is; a CPU's chunk stays in its cache anyway."""
-    is_compiled = getattr(getattr(unembed, "__self__", None), "is_compiled", False)
-    return _compiled_chunk_gradient() if is_compiled and hidden.device.type == "cuda" else _chunk_gradient
+def _is_fused(unembed: Unembed, hidden: Tensor) -> bool:
+    """Whether a chunk's gradient is compiled: on a GPU if the model is; a CPU's chunk stays in its cache anyway."""
+    return hidden.device.type == "cuda" and getattr(getattr(unembed, "__self__", None), "is_compiled", False)
 
 
 def _is_sharded(unembed: Unembed) -> bool:
@@ -208,7 +211,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         *learned: Tensor,
     ) -> Tensor:
         is_hidden_learned = ctx.needs_input_grad[1]
-        chunk_gradient = _gradient_of(unembed, hidden)
+        chunk_gradient = _compiled_chunk_gradient() if _is_fused(unembed, hidden) else _chunk_gradient
         total: Tensor | None = None
         hidden_gradient = torch.empty_like(hidden) if is_hidden_learned else None
         gradients: list[Tensor] = []

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from alignlab.models.cache import KVCache
 from alignlab.models.config import GPTConfig
 from alignlab.models.kernels import gated_units, gelu_tanh, rms_norm, squared_relu
-from alignlab.models.narrow import linear
+from alignlab.models.narrow import aligned_linear
 from alignlab.models.rotary import Rotary, rotate
 from alignlab.models.shared import AnswerKeys, PromptKeys
 
@@ -244,7 +244,7 @@ class GPT(nn.Module):
         """Logits (..., V) of hidden states (..., D)."""
         if self.unembedding is not None:
             return self.unembedding(hidden)
-        return linear(hidden, self.embed.weight)
+        return aligned_linear(hidden, self.embed.weight)
 
     def _positions(self, ids: Tensor, documents: Tensor | None, cache: Held | None) -> Tensor:
         """Each token's place in its own document: (T,) where all rows agree, else (B, T)."""
@@ -283,5 +283,7 @@ class GPT(nn.Module):
         return (visible | (key == query))[:, None], False
 
     def parameter_count(self) -> int:
-        """Number of parameters, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Number of parameters, tied ones counted once, and those of four bits as what they stand for."""
+        packed = [getattr(parameter, "quant_state", None) for parameter in self.parameters()]
+        shapes = (p.shape if state is None else state.shape for p, state in zip(self.parameters(), packed, strict=True))
+        return sum(math.prod(shape) for shape in shapes)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 NARROW = (torch.bfloat16, torch.float16)
+ALIGNMENT = 64  # rows of a table, for a GPU
 BLOCK = 2**22  # numbers of a weight that are widened at one time: 16 MB of fp32
 
 
@@ -65,6 +66,18 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if weight.dtype not in NARROW or weight.dtype == hidden.dtype or torch.is_autocast_enabled(hidden.device.type):
         return F.linear(hidden, weight, bias)
     return _WidenedLinear.apply(hidden, weight, bias)
+
+
+def aligned_linear(hidden: Tensor, weight: Tensor) -> Tensor:
+    """hidden (..., N) times weight (M, N), without bias: (..., M).
+
+    Tensor cores are nearly twice as fast where M is a multiple of 8: GPT-2's 50,257 rows get some of zeros behind them.
+    """
+    missing = -len(weight) % ALIGNMENT
+    is_half = hidden.dtype in NARROW or torch.is_autocast_enabled(hidden.device.type)
+    if not missing or not is_half or hidden.device.type != "cuda":
+        return linear(hidden, weight)
+    return linear(hidden, F.pad(weight, (0, 0, 0, missing)))[..., : len(weight)]
 
 
 class Storage(NamedTuple):
