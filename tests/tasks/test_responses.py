@@ -144,3 +144,14 @@ def test_texts_that_time_cuts_off_are_told_and_not_counted(
         values = written("late", "trainer.max_steps=1", "task.seconds=1e-9", "monitor=val/loss")
     assert "12 of 12 texts were not finished in 0 s, and are not counted" in caplog.text
     assert "val/bleu" not in values
+
+
+def test_a_run_outlives_validations_without_a_text_in_time(
+    written: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="alignlab"):
+        values = written("slow", "trainer.max_steps=2", "eval_every=1", "task.seconds=1e-9", "patience=5")
+    assert "this validation has no val/bleu: raise task.seconds, or lower datamodule.generate_rows" in caplog.text
+    assert values["step"] == 2
+    assert math.isnan(values["best/val/bleu"])
+    assert (tmp_path / "slow/checkpoints/best.ckpt").is_file()

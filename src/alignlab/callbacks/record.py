@@ -1,15 +1,20 @@
 """What a run has reached: the last and the best validation, in memory, in metrics.json and in the logger."""
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from alignlab.callbacks.stopwatch import Stopwatch
+
+log = logging.getLogger(__name__)
+UNMEASURED = "this validation has no %s: raise task.seconds, or lower datamodule.generate_rows"
 
 
 class Record(Callback):
@@ -37,6 +42,12 @@ class Record(Callback):
         """Takes the results over, and says whether they are the best so far."""
         self.stopwatch.depth -= 1
         results = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if self.monitor not in results and getattr(pl_module, "is_cut_short", False):
+            log.warning(
+                "this validation has no %s: raise task.seconds, or lower datamodule.generate_rows", self.monitor
+            )
+            results[self.monitor] = math.nan
+            trainer.callback_metrics[self.monitor] = torch.tensor(math.nan)
         if self.monitor not in results:
             known = ", ".join(sorted(results))
             raise ValueError(f"monitor is {self.monitor!r}, which this task does not measure; accepted: {known}")

@@ -123,6 +123,7 @@ class ResponseTask(TaskModule):
         if stage == "test":
             self.predictions |= {answer.row: {"output": answer.text, "scores": {}} for answer in answers}
         answers = _of_all_ranks(answers)
+        self.is_cut_short = bool(questions) and not answers and not self.is_sharded
         if compared := [answer for answer in answers if answer.references]:
             references = [answer.references for answer in compared]
             results |= self.compare([answer.text for answer in compared], references)

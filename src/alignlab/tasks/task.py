@@ -77,6 +77,7 @@ class TaskModule(L.LightningModule, ABC):
         self.measures: dict[str, float] = {}  # of the last training step, beside its losses
         self.reference: tuple[GPT, ...] = ()  # the weights at the start; a tuple, so that it is no submodule
         self.left_to_base: frozenset[str] = frozenset()  # frozen weights that checkpoints do not hold
+        self.is_cut_short = False  # no text of the last evaluation was finished in time, so metrics are missing
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
         self.trained_tokens = 0.0
