@@ -3,6 +3,11 @@
 import sys
 from pathlib import Path
 
+from alignlab.memory import begin_with_tight_heap
+
+if __name__ == "__main__":
+    begin_with_tight_heap()  # before what takes time to import
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode

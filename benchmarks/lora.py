@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from alignlab.memory import TIGHT
+
 CHILD = "--child"
 ROOT = Path(__file__).parent.parent
 RANK, ALPHA, RATE = 8, 16, 2e-4
@@ -232,7 +234,13 @@ def measure(arguments: list[str], options: argparse.Namespace) -> dict[str, list
     """Seconds of `steps` steps in each round, and the highest memory so far, of each contestant."""
     command = [sys.executable, __file__, *arguments, CHILD]
     children = {
-        name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        name: subprocess.Popen(
+            [*command, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**(TIGHT if name == "ours" else {}), **os.environ},  # as train.py starts itself
+        )
         for name in CONTESTANTS
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in children}

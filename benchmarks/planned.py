@@ -15,6 +15,7 @@ There the peak is what the allocator of torch holds, and time is the wall's; the
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+
+from alignlab.memory import TIGHT
 
 STEPS, LONGEST = 16, 6.0  # steps, and seconds of them, of a measured run
 RUNS = {
@@ -160,7 +163,7 @@ def main() -> None:
             command = [sys.executable, __file__, given.text, given.labels, "--only", name, "--inside", what]
             command += ["--folder", given.folder] if given.folder else []
             command += ["--gpu"] if given.gpu else []
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            run = subprocess.run(command, capture_output=True, text=True, check=False, env={**TIGHT, **os.environ})
             if run.returncode:
                 sys.exit(f"{name}: {run.stderr[-2000:]}")
             told[what] = json.loads(run.stdout.splitlines()[-1])

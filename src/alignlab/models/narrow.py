@@ -8,6 +8,7 @@ rounds otherwise. It knows nothing of which weights are frozen, nor why.
 
 # N inputs, M outputs of a linear layer, V rows of a table, D width
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,6 +22,31 @@ ALIGNMENT = 64  # rows of a table, for a GPU
 BLOCK = 2**22  # numbers of a weight that are widened at one time: 16 MB of fp32
 
 
+class _Scratch(threading.local):
+    """A thread's memory for one wide copy at a time; anew for each, they would leave holes in a CPU's heap."""
+
+    def __init__(self) -> None:
+        self.held: dict[torch.dtype, Tensor] = {}
+
+    def of(self, size: int, dtype: torch.dtype) -> Tensor:
+        """(size,) numbers, which the next call overwrites."""
+        if dtype not in self.held or self.held[dtype].numel() < size:
+            with torch.inference_mode(False):  # what is made there cannot be written to elsewhere
+                self.held[dtype] = torch.empty(max(size, BLOCK), dtype=dtype)
+        return self.held[dtype][:size]
+
+
+_SCRATCH = _Scratch()
+
+
+def _wide(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight as `dtype`, for one product and no longer."""
+    is_here = type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu"  # no stand-in of a tensor
+    if not is_here or torch.compiler.is_compiling():
+        return weight.to(dtype)
+    return _SCRATCH.of(weight.numel(), dtype).view(weight.shape).copy_(weight)
+
+
 class _WidenedLinear(torch.autograd.Function):
     """torch's linear over a frozen weight of a narrower type than the input's."""
 
@@ -29,12 +55,12 @@ class _WidenedLinear(torch.autograd.Function):
         assert not ctx.needs_input_grad[1], "a weight that learns is not narrow"
         ctx.save_for_backward(weight)
         if weight.numel() <= BLOCK:
-            return F.linear(hidden, weight.to(hidden.dtype), bias)
+            return F.linear(hidden, _wide(weight, hidden.dtype), bias)
         flat = hidden.flatten(0, -2)
         result = flat.new_empty(len(flat), len(weight))
         if len(flat):
             for rows in _blocks(weight):
-                torch.mm(flat, weight[rows].to(flat.dtype).t(), out=result[:, rows])
+                torch.mm(flat, _wide(weight[rows], flat.dtype).t(), out=result[:, rows])
         if bias is not None:
             result += bias
         return result.view(*hidden.shape[:-1], len(weight))
@@ -47,11 +73,11 @@ class _WidenedLinear(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, None, of_bias
         if weight.numel() <= BLOCK:
-            return gradient @ weight.to(gradient.dtype), None, of_bias
+            return gradient @ _wide(weight, gradient.dtype), None, of_bias
         flat = gradient.flatten(0, -2)
         of_hidden = flat.new_zeros(len(flat), weight.shape[1])
         for rows in _blocks(weight):
-            of_hidden.addmm_(flat[:, rows], weight[rows].to(flat.dtype))
+            of_hidden.addmm_(flat[:, rows], _wide(weight[rows], flat.dtype))
         return of_hidden.view(*gradient.shape[:-1], weight.shape[1]), None, of_bias
 
 

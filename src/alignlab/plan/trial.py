@@ -6,12 +6,13 @@ process begins anew, so that nothing it freed before hides what a step takes. We
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignlab.memory import keep_freed_memory
+from alignlab.memory import TIGHT, keep_freed_memory
 from alignlab.plan.arguments import composed
 from alignlab.plan.hardware import this_cpu
 from alignlab.plan.probe import made_real
@@ -34,7 +35,9 @@ def tried(arguments: Sequence[str], *, step_seconds: float, patience: float = 12
         return None
     command = [sys.executable, "-m", "alignlab.plan.trial", str(steps), json.dumps([*arguments])]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=patience, check=False, env={**TIGHT, **os.environ}
+        )
     except subprocess.TimeoutExpired:
         return None
     return None if done.returncode else int(done.stdout.split()[-1])
