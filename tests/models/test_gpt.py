@@ -4,11 +4,12 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from alignlab.models.cache import KVCache
@@ -221,3 +222,12 @@ def test_learned_positions_that_run_out_are_refused() -> None:
     model = GPT(GPTConfig(layers=1, width=8, heads=1, context=4, vocabulary=5, positions="learned"))
     with pytest.raises(ValueError, match="5 tokens do not fit learned positions for 4"):
         model(torch.zeros(1, 5, dtype=torch.long))
+
+
+def test_parameters_of_four_bits_count_as_what_they_stand_for() -> None:
+    model = GPT(GPTConfig(layers=1, width=32, heads=2, vocabulary=40))
+    whole = model.parameter_count()
+    packed = nn.Parameter(torch.zeros(32 * 32 // 2, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = SimpleNamespace(shape=torch.Size([32, 32]))  # as bitsandbytes keeps it
+    model.blocks[0].attention.output.weight = packed
+    assert model.parameter_count() == whole
