@@ -222,6 +222,6 @@ def test_compiled_models_have_their_chunks_compiled_on_gpus_alone():
         is_compiled = True
 
     on_gpu = SimpleNamespace(device=torch.device("cuda"))
-    assert losses._is_fused(Head(D, V).forward, on_gpu)
-    assert not losses._is_fused(Head(D, V).forward, torch.zeros(1, D))
-    assert not losses._is_fused(nn.Linear(D, V), on_gpu)
+    assert losses._is_fusable(Head(D, V).forward, on_gpu)
+    assert not losses._is_fusable(Head(D, V).forward, torch.zeros(1, D))
+    assert not losses._is_fusable(nn.Linear(D, V), on_gpu)

@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
 CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**27}  # 8 MB of fp32 stay in a CPU's cache; 512 MB keep a GPU's products busy
-COMPILED_CHUNK_LOGITS = 2**28  # on a GPU, where no fp32 copy of them is written
-FROZEN_CHUNK_LOGITS = 2**22  # where no gradient of the unembedding is added up, but a narrow one may have to be widened
+FUSED_CHUNK_LOGITS = 2**28  # on a GPU in a compiled form, which writes no fp32 copy of them
+FROZEN_CHUNK_LOGITS = 2**22  # on a CPU, where no gradient of the unembedding is added up, but it may have to be widened
 
 Unembed = Callable[[Tensor], Tensor]
 
@@ -51,11 +51,13 @@ def cross_entropy(
     hidden, targets, weights = _targeted(hidden, targets, weights, is_full)
     learns = torch.is_grad_enabled()
     learned = _learned(unembed, hidden) if learns and not _is_sharded(unembed) else None
-    if chunk is None and learned == []:
-        chunk = _chunk(unembed, hidden, FROZEN_CHUNK_LOGITS)
+    is_fused = learned is not None and _is_fusable(unembed, hidden)
+    if chunk is None and is_fused:
+        chunk = _chunk(unembed, hidden, FUSED_CHUNK_LOGITS)
     elif chunk is None:
-        chunk = _chunk(unembed, hidden, COMPILED_CHUNK_LOGITS if _is_fused(unembed, hidden) else None)
-    if learned is not None and len(targets) > chunk:
+        is_light = learned == [] and hidden.device.type == "cpu"
+        chunk = _chunk(unembed, hidden, FROZEN_CHUNK_LOGITS if is_light else None)
+    if learned is not None and (len(targets) > chunk or (is_fused and len(targets))):
         return _ChunkedCrossEntropy.apply(unembed, hidden, targets, weights, label_smoothing, chunk, *learned)
     if weights is None and len(targets) <= chunk:
         return F.cross_entropy(_full(unembed(hidden)), targets, reduction="sum", label_smoothing=label_smoothing)
@@ -101,7 +103,7 @@ def _chunk(unembed: Unembed, hidden: Tensor, logits: int | None = None) -> int:
         return max(1, logits // unembed(hidden[:0]).shape[-1])
 
 
-def _is_fused(unembed: Unembed, hidden: Tensor) -> bool:
+def _is_fusable(unembed: Unembed, hidden: Tensor) -> bool:
     """Whether a chunk's gradient is compiled: on a GPU if the model is; a CPU's chunk stays in its cache anyway."""
     return hidden.device.type == "cuda" and getattr(getattr(unembed, "__self__", None), "is_compiled", False)
 
@@ -211,7 +213,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         *learned: Tensor,
     ) -> Tensor:
         is_hidden_learned = ctx.needs_input_grad[1]
-        chunk_gradient = _compiled_chunk_gradient() if _is_fused(unembed, hidden) else _chunk_gradient
+        chunk_gradient = _compiled_chunk_gradient() if _is_fusable(unembed, hidden) else _chunk_gradient
         total: Tensor | None = None
         hidden_gradient = torch.empty_like(hidden) if is_hidden_learned else None
         gradients: list[Tensor] = []

@@ -78,6 +78,8 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     if first_step == 0:
         lay_out(trainer, config.monitor)
     torch.manual_seed(config.seed + 1_000_003 * trainer.global_rank)  # each rank its own dropout
+    if (device := trainer.strategy.root_device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     try:
         trainer.fit(parts.task, datamodule=parts.data, ckpt_path=newest)
     except SIGTERMException:  # inside a validation; it is a SystemExit that says all is well

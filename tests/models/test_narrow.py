@@ -93,3 +93,20 @@ def test_a_norm_keeps_its_input_alone_below_a_frozen_weight() -> None:
     (one,) = torch.autograd.grad(frozen.square().sum(), hidden)
     (other,) = torch.autograd.grad(rms_norm(hidden, weight.requires_grad_(), 1e-5).square().sum(), hidden)
     assert torch.equal(one, other)
+
+
+def test_stand_ins_of_tensors_leave_the_shared_memory_alone() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    narrow._SCRATCH.held.clear()
+    weight, hidden = torch.randn(8, 4).bfloat16(), torch.randn(3, 4)
+    with torch.device("meta"):
+        assert torch.equal(linear(hidden, weight), hidden @ weight.float().t())
+    narrow._SCRATCH.held.clear()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        linear(hidden, weight)
+    assert torch.equal(linear(hidden, weight), hidden @ weight.float().t())
+    first, second = torch.randn(8, 4).bfloat16(), torch.randn(6, 8).bfloat16()
+    inputs = hidden.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(linear(linear(inputs, first), second).sum(), inputs)
+    torch.testing.assert_close(gradient, (second.float() @ first.float()).sum(0).expand(3, 4))

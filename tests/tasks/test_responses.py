@@ -155,3 +155,20 @@ def test_a_run_outlives_validations_without_a_text_in_time(
     assert values["step"] == 2
     assert math.isnan(values["best/val/bleu"])
     assert (tmp_path / "slow/checkpoints/best.ckpt").is_file()
+
+
+def test_a_validation_without_a_text_is_not_better_than_one_with_texts(
+    written: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, calls = generation.ResponseTask._answers, []
+
+    def once(self: Any, *arguments: Any) -> list[Answer]:
+        calls.append(self.trainer.global_step)
+        return answer(self, *arguments) if len(calls) == 1 else []
+
+    monkeypatch.setattr(generation.ResponseTask, "_answers", once)
+    values = written("once", "trainer.max_steps=3", "eval_every=1", "test=false", "task.max_new_tokens=4")
+    assert calls == [1, 2, 3]
+    assert values["best/step"] == 1
+    assert values["best/val/bleu"] >= 0
+    assert math.isnan(values["val/bleu"])

@@ -11,7 +11,7 @@ from alignlab import checkpoint as files
 from alignlab.callbacks.rhythm import Stopped
 from alignlab.optim import SGD, AdamW
 from alignlab.origin import origin
-from tests.test_laws import _stopping, assert_equal, losses
+from tests.test_laws import assert_equal, losses, stopping
 
 Run = Callable[..., dict[str, Any]]
 BASE = ("optim=adamw", "optim.lr=1e-2", "trainer.max_steps=8", "trainer.limit_val_batches=1")
@@ -71,7 +71,7 @@ def test_stopped_and_resumed_is_not_stopped(
     tiny_run("whole", *options)
     for step in (3, 4):  # in the middle of an epoch, and between a step and its validation
         with monkeypatch.context() as patch:
-            _stopping(patch, step)
+            stopping(patch, step)
             with pytest.raises(Stopped):
                 tiny_run(f"parts{step}", *options)
         tiny_run(f"parts{step}", *options)

@@ -24,7 +24,7 @@ class Pruning(Callback):
         if trainer.global_step == 0 or trainer.global_step >= trainer.max_steps:
             return
         is_behind = False
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not getattr(pl_module, "is_cut_short", False):
             is_behind = self.is_behind(trainer.global_step, float(trainer.callback_metrics[self.monitor]))
         if trainer.strategy.broadcast(is_behind):
             raise Pruned(f"pruned at step {trainer.global_step}: earlier trials were better there")

@@ -34,6 +34,8 @@ class Record(Callback):
         """Validation is not training time."""
         self.stopwatch.stop()
         self.stopwatch.depth += 1
+        for name in [name for name in trainer.callback_metrics if name.startswith("val/")]:
+            del trainer.callback_metrics[name]  # the trainer keeps those of the validation before
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing yet: the task logs its results after this."""
@@ -43,9 +45,7 @@ class Record(Callback):
         self.stopwatch.depth -= 1
         results = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if self.monitor not in results and getattr(pl_module, "is_cut_short", False):
-            log.warning(
-                "this validation has no %s: raise task.seconds, or lower datamodule.generate_rows", self.monitor
-            )
+            log.warning(UNMEASURED, self.monitor)
             results[self.monitor] = math.nan
             trainer.callback_metrics[self.monitor] = torch.tensor(math.nan)
         if self.monitor not in results:

@@ -242,9 +242,10 @@ class GPT(nn.Module):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
-        if self.unembedding is not None:
-            return self.unembedding(hidden)
-        return aligned_linear(hidden, self.embed.weight)
+        if self.unembedding is None:
+            return aligned_linear(hidden, self.embed.weight)
+        is_plain = type(self.unembedding) is nn.Linear
+        return aligned_linear(hidden, self.unembedding.weight) if is_plain else self.unembedding(hidden)
 
     def _positions(self, ids: Tensor, documents: Tensor | None, cache: Held | None) -> Tensor:
         """Each token's place in its own document: (T,) where all rows agree, else (B, T)."""

@@ -30,10 +30,13 @@ class _Scratch(threading.local):
 
     def of(self, size: int, dtype: torch.dtype) -> Tensor:
         """(size,) numbers, which the next call overwrites."""
-        if dtype not in self.held or self.held[dtype].numel() < size:
-            with torch.inference_mode(False):  # what is made there cannot be written to elsewhere
-                self.held[dtype] = torch.empty(max(size, BLOCK), dtype=dtype)
-        return self.held[dtype][:size]
+        if dtype in self.held and self.held[dtype].numel() >= size:
+            return self.held[dtype][:size]
+        with torch.inference_mode(False):  # what is made there cannot be written to elsewhere
+            made = torch.empty(max(size, BLOCK), dtype=dtype, device="cpu")
+        if type(made) is Tensor:  # in a mode that makes stand-ins of tensors it is one of them
+            self.held[dtype] = made
+        return made[:size]
 
 
 _SCRATCH = _Scratch()
@@ -99,11 +102,12 @@ def aligned_linear(hidden: Tensor, weight: Tensor) -> Tensor:
 
     Tensor cores are nearly twice as fast where M is a multiple of 8: GPT-2's 50,257 rows get some of zeros behind them.
     """
-    missing = -len(weight) % ALIGNMENT
-    is_half = hidden.dtype in NARROW or torch.is_autocast_enabled(hidden.device.type)
-    if not missing or not is_half or hidden.device.type != "cuda":
+    missing, is_cast = -len(weight) % ALIGNMENT, torch.is_autocast_enabled(hidden.device.type)
+    is_half = hidden.dtype in NARROW or is_cast
+    if not missing or not is_half or hidden.device.type != "cuda" or not hidden.numel():
         return linear(hidden, weight)
-    return linear(hidden, F.pad(weight, (0, 0, 0, missing)))[..., : len(weight)]
+    cast = weight.to(torch.get_autocast_dtype("cuda")) if is_cast else weight
+    return F.linear(hidden, F.pad(cast, (0, 0, 0, missing)))[..., : len(weight)]
 
 
 class Storage(NamedTuple):

@@ -123,7 +123,7 @@ class ResponseTask(TaskModule):
         if stage == "test":
             self.predictions |= {answer.row: {"output": answer.text, "scores": {}} for answer in answers}
         answers = _of_all_ranks(answers)
-        self.is_cut_short = bool(questions) and not answers and not self.is_sharded
+        self.is_cut_short = _on_any_rank(bool(questions)) and not answers and not self.is_sharded
         if compared := [answer for answer in answers if answer.references]:
             references = [answer.references for answer in compared]
             results |= self.compare([answer.text for answer in compared], references)
@@ -188,6 +188,15 @@ def _questions(batch: ResponseBatch) -> list[Question]:
         for place, row in enumerate(batch.rows)
         if batch.references[place] is not None
     ]
+
+
+def _on_any_rank(value: bool) -> bool:
+    """Whether it is so on one of the ranks."""
+    parts: list[Any] = [value]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, value)
+    return any(parts)
 
 
 def _of_all_ranks(answers: list[Answer]) -> list[Answer]:
