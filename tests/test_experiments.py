@@ -85,7 +85,7 @@ def test_a_recipe_takes_two_steps(recipe: str, tiny_run: Callable[..., dict[str,
     if recipe in FRESH:
         options += [*SMALL[: 4 if "target" in row else 3], "optim.warmup_steps=1"]  # the others read bytes
     else:
-        tiny_run("base", "trainer.max_steps=1", "test=false")
+        tiny_run("base", "trainer.max_steps=1", "test=false", "model.activation=swiglu")  # with a gate, as SmolLM2
         options += [f"init_from={tmp_path}/base"]
     if recipe.endswith("_gpu") and not torch.cuda.is_available():
         options += ["trainer=cpu", "compile=false"]
