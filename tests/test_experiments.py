@@ -81,9 +81,9 @@ def test_a_recipe_takes_two_steps(recipe: str, tiny_run: Callable[..., dict[str,
         lines = [json.dumps(_worded(row, number)) + "\n" for number in range(96)]
         (tmp_path / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     options = [f"experiment={recipe}", "data=files", f"data.train={tmp_path}/train.jsonl", *SMALL[4:-1], "test=false"]
-    options += [f"data.val={tmp_path}/val.jsonl"]
+    options += [f"data.val={tmp_path}/val.jsonl", "optim.warmup_steps=1"]
     if recipe in FRESH:
-        options += [*SMALL[: 4 if "target" in row else 3], "optim.warmup_steps=1"]  # the others read bytes
+        options += [*SMALL[: 4 if "target" in row else 3]]  # the others read bytes
     else:
         tiny_run("base", "trainer.max_steps=1", "test=false", "model.activation=swiglu")  # with a gate, as SmolLM2
         options += [f"init_from={tmp_path}/base"]
