@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from alignlab import checkpoint as files
 from alignlab import losses
-from alignlab.callbacks.rhythm import Stopped
 from alignlab.generate import Sampling, generate
 from alignlab.losses import cross_entropy
 from alignlab.models.narrow import aligned_linear, linear
 from tests.test_generate import EOS, FAMILIES, PAD, PROMPTS, tiny
-from tests.test_laws import assert_equal, largest_difference, stopping, weights
+from tests.test_laws import assert_equal, largest_difference, stopped_and_resumed, weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 Run = Callable[..., dict[str, Any]]
@@ -85,13 +83,7 @@ def test_stopped_and_resumed_on_a_gpu(
         "trainer=gpu", f"trainer.precision={precision}", "+trainer.deterministic=true", "model.dropout=0.1",
         "trainer.accumulate_grad_batches=2", "trainer.max_steps=8", "eval_every=3",
     )  # fmt: skip
-    tiny_run("whole", *options)
-    with monkeypatch.context() as patch:
-        stopping(patch, 4)
-        with pytest.raises(Stopped):
-            tiny_run("parts", *options)
-    tiny_run("parts", *options)
-    one, other = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "parts"))
+    one, other = stopped_and_resumed(lambda folder: tiny_run(folder, *options), tmp_path, monkeypatch, 4)
     assert_equal(one["state_dict"], other["state_dict"])
     assert_equal(one["optimizer_states"], other["optimizer_states"])
 

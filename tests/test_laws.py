@@ -52,6 +52,17 @@ def stopping(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Rhythm, "_agree", stop)
 
 
+def stopped_and_resumed(run: Callable[[str], Any], folder: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> Any:
+    """The last checkpoints of `run("whole")`, and of `run("parts")`, which was stopped after step `step` between."""
+    run("whole")
+    with monkeypatch.context() as patch:
+        stopping(patch, step)
+        with pytest.raises(Stopped):
+            run("parts")
+    run("parts")
+    return [files.read(folder / name / "checkpoints/last.ckpt") for name in ("whole", "parts")]
+
+
 def assert_equal(one: Any, other: Any, where: str = "") -> None:
     """Bit-equal through dicts, lists and tensors."""
     assert type(one) is type(other), where

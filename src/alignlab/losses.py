@@ -27,6 +27,7 @@ FUSED_CHUNK_LOGITS = 2**28  # on a GPU in a compiled form, which writes no fp32 
 FROZEN_CHUNK_LOGITS = 2**22  # on a CPU, where no gradient of the unembedding is added up, but it may have to be widened
 
 Unembed = Callable[[Tensor], Tensor]
+ChunkGradient = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
 
 
 def cross_entropy(
@@ -58,7 +59,10 @@ def cross_entropy(
         is_light = learned == [] and hidden.device.type == "cpu"
         chunk = _chunk(unembed, hidden, FROZEN_CHUNK_LOGITS if is_light else None)
     if learned is not None and (len(targets) > chunk or (is_fused and len(targets))):
-        return _ChunkedCrossEntropy.apply(unembed, hidden, targets, weights, label_smoothing, chunk, *learned)
+        gradient_of = _compiled_chunk_gradient() if is_fused else _chunk_gradient
+        return _ChunkedCrossEntropy.apply(
+            unembed, hidden, targets, weights, label_smoothing, chunk, gradient_of, *learned
+        )
     if weights is None and len(targets) <= chunk:
         return F.cross_entropy(_full(unembed(hidden)), targets, reduction="sum", label_smoothing=label_smoothing)
     nll = _nll(unembed, hidden, targets, label_smoothing, chunk)
@@ -194,7 +198,7 @@ def _fusable_chunk_gradient(
 
 
 @cache
-def _compiled_chunk_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
+def _compiled_chunk_gradient() -> ChunkGradient:
     return torch.compile(_fusable_chunk_gradient)
 
 
@@ -210,10 +214,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weights: Tensor | None,
         label_smoothing: float,
         chunk: int,
+        gradient_of: ChunkGradient,
         *learned: Tensor,
     ) -> Tensor:
         is_hidden_learned = ctx.needs_input_grad[1]
-        chunk_gradient = _compiled_chunk_gradient() if _is_fusable(unembed, hidden) else _chunk_gradient
         total: Tensor | None = None
         hidden_gradient = torch.empty_like(hidden) if is_hidden_learned else None
         gradients: list[Tensor] = []
@@ -223,7 +227,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             inputs = [part, *learned] if is_hidden_learned else list(learned)
             with torch.enable_grad():
                 logits = unembed(part)
-            loss, gradient = chunk_gradient(
+            loss, gradient = gradient_of(
                 logits.detach(), targets[rows], None if weights is None else weights[rows], label_smoothing
             )
             total = loss if total is None else total + loss
@@ -240,4 +244,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         hidden, *learned = (None if g is None else g * grad_output.to(g.dtype) for g in ctx.gradients)
-        return None, hidden, None, None, None, None, *learned
+        return None, hidden, None, None, None, None, None, *learned

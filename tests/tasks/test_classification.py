@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from alignlab import checkpoint as files
 from alignlab.batch import LabelBatch
-from alignlab.callbacks.rhythm import Stopped
-from tests.test_laws import SGD, assert_equal, largest_difference, stopping, weights
+from tests.test_laws import SGD, assert_equal, largest_difference, stopped_and_resumed, weights
 
 Run = Callable[..., dict[str, Any]]
 WORDS = {"animals": ["cat", "dog", "马", "owl"], "colours": ["red", "blue", "绿色", "grey"], "tools": ["saw", "axe 🪓"]}
@@ -70,13 +68,7 @@ def test_law_2_stopped_and_resumed_is_not_stopped(
     options = ("model.dropout=0.1", "task.head_dropout=0.1", "task.token_dropout=0.1", "task.token_skipping=0.1",
                "task.prefix_mask=true", "trainer.max_steps=7", "datamodule.batch_size=5",
                "trainer.accumulate_grad_batches=2", "task.lm_weight=0.3")  # fmt: skip
-    classified("whole", *options)
-    with monkeypatch.context() as patch:
-        stopping(patch, 4)
-        with pytest.raises(Stopped):
-            classified("parts", *options)
-    classified("parts", *options)
-    whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "parts"))
+    whole, parts = stopped_and_resumed(lambda folder: classified(folder, *options), tmp_path, monkeypatch, 4)
     for name in ("state_dict", "optimizer_states", "rng", "position", "counters", "found"):
         if name != "position":
             assert_equal(whole[name], parts[name], name)

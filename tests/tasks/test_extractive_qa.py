@@ -15,13 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignlab import checkpoint as files
-from alignlab.callbacks.rhythm import Stopped
 from alignlab.data.spans import Spans
 from alignlab.metrics.squad import best_threshold, likeliest_sentence, score
 from alignlab.tasks.extractive_qa import ExtractiveQA, best_spans
 from tests.fakes import FakeRows
-from tests.test_laws import SGD, assert_equal, largest_difference, stopping, weights
+from tests.test_laws import SGD, assert_equal, largest_difference, stopped_and_resumed, weights
 
 Run = Callable[..., dict[str, Any]]
 THINGS = ["the cat", "马", "owl 🦉", "a red bus", "بيت", "tin"]
@@ -74,13 +72,7 @@ def test_law_2_stopped_and_resumed_is_not_stopped(asked: Run, tmp_path: Path, mo
     options = ("model.dropout=0.1", "task.head_dropout=0.1", "trainer.max_steps=7", "datamodule.batch_size=5",
                "trainer.accumulate_grad_batches=2", "eval_every=2")  # fmt: skip
     given = rows(24, unanswerable=True)
-    asked("whole", *options, given=given)
-    with monkeypatch.context() as patch:
-        stopping(patch, 4)
-        with pytest.raises(Stopped):
-            asked("parts", *options, given=given)
-    asked("parts", *options, given=given)
-    whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "parts"))
+    whole, parts = stopped_and_resumed(lambda folder: asked(folder, *options, given=given), tmp_path, monkeypatch, 4)
     for name in ("state_dict", "optimizer_states", "rng", "counters", "found"):
         assert_equal(whole[name], parts[name], name)
 

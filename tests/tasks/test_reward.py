@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from alignlab import checkpoint as files
-from alignlab.callbacks.rhythm import Stopped
 from alignlab.errors import UserError
-from tests.test_laws import SGD, assert_equal, largest_difference, losses, stopping, weights
+from tests.test_laws import SGD, assert_equal, largest_difference, losses, stopped_and_resumed, weights
 
 Run = Callable[..., dict[str, Any]]
 WORDS = ("red", "blue", "green", "wood", "stone", "paper")
@@ -103,13 +101,7 @@ def test_law_2_stopped_and_resumed_is_not_stopped(
     rewarded: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("model.dropout=0.1", "trainer.max_steps=7", "datamodule.batch_size=5", "task.center_weight=0.1")
-    rewarded("whole", *options)
-    with monkeypatch.context() as patch:
-        stopping(patch, 4)
-        with pytest.raises(Stopped):
-            rewarded("parts", *options)
-    rewarded("parts", *options)
-    whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "parts"))
+    whole, parts = stopped_and_resumed(lambda folder: rewarded(folder, *options), tmp_path, monkeypatch, 4)
     for name in ("state_dict", "optimizer_states", "rng", "counters"):
         assert_equal(whole[name], parts[name], name)
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch.distributed
 from lightning.pytorch.callbacks import Callback
 
 from alignlab import checkpoint as files
 from alignlab.callbacks.record import Record
+from alignlab.ranks import gathered
 from alignlab.tasks.task import NotFinite, TaskModule
 
 
@@ -75,15 +75,10 @@ class Checkpoints(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds what rebuilds the model and what the run goes on from."""
-        states = [files.random_state()]
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, states[0])
-            states = gathered
         # the trainer's own loop state counts micro-batches; the optimizer step is all that is needed
         checkpoint.pop("loops", None)
         checkpoint |= self.identity
-        checkpoint["rng"] = states
+        checkpoint["rng"] = gathered(files.random_state())
         checkpoint["position"] = {**self.position, "step": trainer.global_step}
         checkpoint["counters"] = {
             name: getattr(pl_module, name) for name in ("trained_tokens", "read_tokens", "skipped_steps")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch.distributed
 from lightning.pytorch.callbacks import Callback
 
 from alignlab.data.module import Asked, TextData
+from alignlab.ranks import gathered
 from alignlab.tasks.task import TaskModule
 
 
@@ -24,11 +24,7 @@ class Predictions(Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the file on the first rank."""
         assert isinstance(pl_module, TaskModule)
-        parts: list[Any] = [pl_module.predictions]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, pl_module.predictions)
-        predictions = {row: told for part in parts for row, told in part.items()}
+        predictions = {row: told for part in gathered(pl_module.predictions) for row, told in part.items()}
         if predictions and trainer.is_global_zero:
             write(self.path, lines(self.rows.asked("test"), predictions, self.rows.dropped("test")))
 

@@ -242,10 +242,10 @@ class GPT(nn.Module):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
-        if self.unembedding is None:
-            return aligned_linear(hidden, self.embed.weight)
-        is_plain = type(self.unembedding) is nn.Linear
-        return aligned_linear(hidden, self.unembedding.weight) if is_plain else self.unembedding(hidden)
+        table = self.unembedding or self.embed
+        if type(table) is nn.Linear or table is self.embed:
+            return aligned_linear(hidden, table.weight)
+        return table(hidden)
 
     def _positions(self, ids: Tensor, documents: Tensor | None, cache: Held | None) -> Tensor:
         """Each token's place in its own document: (T,) where all rows agree, else (B, T)."""
@@ -285,6 +285,4 @@ class GPT(nn.Module):
 
     def parameter_count(self) -> int:
         """Number of parameters, tied ones counted once, and those of four bits as what they stand for."""
-        packed = [getattr(parameter, "quant_state", None) for parameter in self.parameters()]
-        shapes = (p.shape if state is None else state.shape for p, state in zip(self.parameters(), packed, strict=True))
-        return sum(math.prod(shape) for shape in shapes)
+        return sum(math.prod((getattr(one, "quant_state", None) or one).shape) for one in self.parameters())

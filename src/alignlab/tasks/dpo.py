@@ -21,6 +21,7 @@ from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
 from alignlab.policy_losses import k3
 from alignlab.preference_losses import KTO, Answers, PairLoss
+from alignlab.ranks import gathered
 from alignlab.tasks import reference
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
@@ -153,11 +154,7 @@ class DirectPreference(TaskModule):
         strategy = self.trainer.strategy
         with self.trainer.precision_plugin.forward_context():
             own = reference.measured(model, (strategy.batch_to_device(batch) for batch in batches))
-        if self.trainer.world_size == 1:
-            return own
-        parts: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(parts, own)
-        return {row: said for part in parts for row, said in part.items()}
+        return {row: said for part in gathered(own) for row, said in part.items()}
 
     def _both(self, batch: PairBatch) -> Tensor:
         """(2B, T) log-probabilities of the targets; those of answers to other prompts have no gradient."""

@@ -24,6 +24,7 @@ from alignlab.metrics.squad import Score, best_threshold, likeliest_sentence, sc
 from alignlab.models.gpt import EMBEDDING_STD, GPT
 from alignlab.models.huggingface_heads import ALWAYS
 from alignlab.optim import Optim
+from alignlab.ranks import gathered
 from alignlab.tasks.shown import ROWS, table
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
@@ -228,12 +229,8 @@ def _compete(best: dict[int, Guess], others: dict[int, Guess]) -> None:
 
 def _of_all_ranks(guesses: dict[int, Guess]) -> dict[int, Guess]:
     """The best guess of every row, in the order of the rows."""
-    parts: list[Any] = [guesses]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, guesses)
     best: dict[int, Guess] = {}
-    for part in parts:
+    for part in gathered(guesses):
         _compete(best, part)
     return dict(sorted(best.items()))
 

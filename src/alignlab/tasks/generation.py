@@ -25,6 +25,7 @@ from alignlab.losses import cross_entropy
 from alignlab.metrics import TextLoss
 from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
+from alignlab.ranks import gathered
 from alignlab.tasks.shown import ROWS, table
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
@@ -123,7 +124,7 @@ class ResponseTask(TaskModule):
         if stage == "test":
             self.predictions |= {answer.row: {"output": answer.text, "scores": {}} for answer in answers}
         answers = _of_all_ranks(answers)
-        self.is_cut_short = _on_any_rank(bool(questions)) and not answers and not self.is_sharded
+        self.is_cut_short = any(gathered(bool(questions))) and not answers and not self.is_sharded
         if compared := [answer for answer in answers if answer.references]:
             references = [answer.references for answer in compared]
             results |= self.compare([answer.text for answer in compared], references)
@@ -190,19 +191,6 @@ def _questions(batch: ResponseBatch) -> list[Question]:
     ]
 
 
-def _on_any_rank(value: bool) -> bool:
-    """Whether it is so on one of the ranks."""
-    parts: list[Any] = [value]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, value)
-    return any(parts)
-
-
 def _of_all_ranks(answers: list[Answer]) -> list[Answer]:
     """The answers of every rank, in the order of their rows."""
-    parts: list[Any] = [answers]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, answers)
-    return sorted((answer for part in parts for answer in part), key=lambda answer: answer.row)
+    return sorted((answer for part in gathered(answers) for answer in part), key=lambda answer: answer.row)

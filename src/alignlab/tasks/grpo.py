@@ -24,6 +24,7 @@ from alignlab.losses import token_log_probs
 from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
 from alignlab.policy_losses import GRPO, PolicyLoss, k3
+from alignlab.ranks import gathered
 from alignlab.rewards import Exact, Reward
 from alignlab.tasks.rollout import Rollout, Written, joined, mean, scored, table, uniforms
 from alignlab.tasks.task import TaskModule, Term
@@ -176,8 +177,8 @@ class GroupPolicy(TaskModule):
         """Adds the answers that more updates are to learn from."""
         if self.trainer.global_step % self.updates == 0 or not self.rollouts:
             return
-        mine: list[Any] = [{"tokens": self.rollout_tokens, "parts": [one.state() for one in self.rollouts]}]
-        checkpoint["rollouts"] = _gathered(mine[0])
+        mine = {"tokens": self.rollout_tokens, "parts": [one.state() for one in self.rollouts]}
+        checkpoint["rollouts"] = gathered(mine)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up answers that are not used up."""
@@ -300,15 +301,6 @@ def _questions(batch: PromptBatch) -> list[Question]:
     ]
 
 
-def _gathered(mine: Any) -> list[Any]:
-    """One object of every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [mine]
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, mine)
-    return parts
-
-
 def _of_all_ranks(answers: list[Answer]) -> list[Answer]:
     """The answers of every rank, in the order of their rows."""
-    return sorted((answer for part in _gathered(answers) for answer in part), key=lambda answer: answer.row)
+    return sorted((answer for part in gathered(answers) for answer in part), key=lambda answer: answer.row)
