@@ -45,6 +45,14 @@ def test_counts_and_bytes_are_exact(files: list[str]) -> None:
     assert found.tokens_per_step == 16 * 32
 
 
+def test_a_gpu_holds_more_than_tensors(files: list[str]) -> None:
+    newer, older = (plan([*files, *ON_GPU], gpu_name=name).memory.parts for name in ("h200", "a100"))
+    tensors = sum(size for name, size in newer.items() if name not in (GAPS, "libraries"))
+    assert newer["libraries"] == 128 * 2**20
+    assert older["libraries"] == 24 * 2**20
+    assert newer[GAPS] == older[GAPS] == round(0.06 * tensors)
+
+
 def test_sharding_divides_what_it_divides(files: list[str]) -> None:
     whole = plan([*files, *ON_GPU], gpu_name="h100").memory.parts
     shared = plan([*files, "trainer=fsdp", "trainer.devices=4", "trainer.precision=32-true"], gpu_name="h100")

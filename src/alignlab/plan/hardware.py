@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from alignlab.errors import mistaken
 
 GIB = 2**30
-LEFT_TO_DRIVER = 0.05  # share of a GPU's memory that its driver, the libraries and the allocator's gaps take
+LEFT_TO_DRIVER = 0.05  # share of a GPU's memory that its driver and the code loaded there take
 LEFT_TO_SYSTEM = 1 * GIB  # of a machine's memory
 
 # GiB, from the vendors' data sheets; two sizes of one GPU have names of their own
@@ -16,6 +16,10 @@ MEMORY_GIB = {
     "V100": 32, "V100 16GB": 16, "T4": 16, "RTX 5090": 32, "RTX 4090": 24, "RTX 3090": 24, "MI300X": 192, "MI250X": 64,
 }  # fmt: skip
 WITHOUT_BF16 = ("V100", "T4")
+# bytes that torch sets aside for matrix products: for cuBLAS and for cuBLASLt, in the forward and in the backward thread;
+# 32 MiB each is what cuBLAS's reference asks for on Hopper (torch 2.11 gives newer ones as much), else 8 and 4
+HOPPER_ON = ("H100", "H200", "H800", "GH200", "B200", "RTX 5090")
+WORKSPACES, LESSER_WORKSPACES = 4 * 32 * 2**20, 2 * (8 + 4) * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,11 @@ class Device:
     memory: int  # bytes that a run may take
     peak: float | None
     is_cpu: bool
+
+    @property
+    def workspaces(self) -> int:
+        """Bytes beside a run's tensors that libraries hold on a GPU."""
+        return WORKSPACES if any(name in self.name for name in HOPPER_ON) else LESSER_WORKSPACES
 
 
 def gpu(name: str) -> Device:

@@ -1,7 +1,7 @@
 """Bytes that one process of a run takes, by part, and the largest micro-batch that fits.
 
-Unusual: on a CPU the parts are what the heap grows to, on a GPU the tensors at the worst moment; what strategies add
-and take away is arithmetic on top. It knows nothing of data.
+Unusual: on a CPU the parts are what the heap grows to, on a GPU the tensors at the worst moment and a share of them for
+gaps; what strategies add and take away is arithmetic on top. It knows nothing of data.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from alignlab.tasks.task import TaskModule
 
 PROCESS = 43 * 2**20  # bytes of code and buffers that a first step on a CPU loads; measured 2026-11-24, torch 2.13
 GAPS = "gaps of the allocator"
+GPU_GAPS = 0.06  # of the tensors' bytes; 0.02 to 0.10 in four runs on an H200, 2026-11-26, torch 2.11: docs/planning.md
 TRIES = 8
 
 
@@ -57,8 +58,9 @@ def memory_of(
         parts |= {"gathered weights": _gathered(task.model), "gathered gradients": _gathered_gradients(task.model)}
     elif ranks > 1:  # in which DDP sends them
         parts["gradient buckets"] = sum(_size(p) for p in task.parameters() if p.requires_grad)
-    if device.is_cpu:
-        parts["libraries"] = libraries
+    if not device.is_cpu:
+        parts[GAPS] = round(GPU_GAPS * sum(parts.values()))
+    parts["libraries"] = libraries if device.is_cpu else device.workspaces
     return Memory(parts={name: size for name, size in parts.items() if size})
 
 
