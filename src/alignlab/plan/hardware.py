@@ -16,7 +16,7 @@ MEMORY_GIB = {
     "V100": 32, "V100 16GB": 16, "T4": 16, "RTX 5090": 32, "RTX 4090": 24, "RTX 3090": 24, "MI300X": 192, "MI250X": 64,
 }  # fmt: skip
 WITHOUT_BF16 = ("V100", "T4")
-# bytes that torch sets aside for matrix products: for cuBLAS and for cuBLASLt, in the forward and in the backward thread;
+# bytes that torch sets aside for matrix products: for cuBLAS and cuBLASLt, in the forward and in the backward thread;
 # 32 MiB each is what cuBLAS's reference asks for on Hopper (torch 2.11 gives newer ones as much), else 8 and 4
 HOPPER_ON = ("H100", "H200", "H800", "GH200", "B200", "RTX 5090")
 WORKSPACES, LESSER_WORKSPACES = 4 * 32 * 2**20, 2 * (8 + 4) * 2**20
