@@ -200,7 +200,8 @@ def encode(
         numbers += [row["row"]] * len(own)
     if not examples:
         why = f": {next(iter(dropped.values()))}" if dropped else ""
-        raise ValueError(f"the {split} split has no row to use{why}; expected at least one: check data.*")
+        remedy = "give data.val=FILE, or raise data.holdout" if split == "val" and not dropped else "check data.*"
+        raise ValueError(f"the {split} split has no row to use{why}; expected at least one: {remedy}")
     names = examples[0].columns
     return EncodedRows(
         encoder=encoder,

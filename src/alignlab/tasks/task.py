@@ -124,7 +124,10 @@ class TaskModule(L.LightningModule, ABC):
             self.is_head_fresh = False
             log.info("the head of %s is kept: %s", place, now)
         else:
-            log.info("the head of %s is dropped: it stands for %s, this task's for %s", place, before, now)
+            why = "this task has none" if now is None else "it is another task's"
+            if now is not None and before not in (None, now):
+                why = f"it stands for {before}, this task's for {now}"
+            log.info("the head of %s is dropped: %s", place, why)
 
     @property
     def needs_reference(self) -> bool:
