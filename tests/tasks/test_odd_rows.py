@@ -53,7 +53,7 @@ def odd_run(tmp_path: Path) -> Any:
 
     def run(task: str, *overrides: str) -> Path:
         name = _file(tmp_path, f"{task}.jsonl", [_row(task, number) for number in range(24)])
-        folder = tmp_path / "-".join((task, *overrides)).replace("/", "_")[-60:]
+        folder = tmp_path / f"run-of-{task}"
         _run(folder, task, f"data.train={name}", f"data.val={name}", f"data.test={name}", *overrides)
         return folder
 
