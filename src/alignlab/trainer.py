@@ -74,7 +74,7 @@ def horizon_of(config: DictConfig, parts: Parts, ranks: int, command_line: list[
 def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dict[str, Any]) -> Callbacks:
     """What every run does, what the configuration adds, and early stopping and averaging where asked for."""
     horizon = position["horizon"]
-    every = config.eval_every or max(1, horizon // 10)
+    every = config.eval_every or max(1, -(-horizon // parts.task.validations))
     stopwatch = Stopwatch()
     record = Record(
         folder=folder, monitor=config.monitor, lower_is_better=lower_is_better(config.monitor), stopwatch=stopwatch

@@ -21,7 +21,7 @@ PUBLISHED = {  # vocabulary, parameters; ours are counted with a vocabulary of 4
     "qwen3_0_6b": (151_936, 596_049_920),
     "llama_1b": (128_256, 1_235_814_400),
     "llama_8b": (128_256, 8_030_261_248),
-    "nano": (4_096, 1_312_128),
+    "nano": (4_096, 1_312_384),
     "tiny": (4_096, 5_869_568),
     "small": (4_096, 27_796_992),
 }

@@ -6,6 +6,7 @@ once and a damaged file is noticed. Knows nothing of what is looked for in the f
 
 import ast
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -117,7 +118,13 @@ def read_all(
 
 
 def _read_chunk(find: Callable[[Path], list[Found]], files: list[tuple[str, str]]) -> list[tuple[str, list[Found]]]:
-    return [(module, found) for module, path in files if (found := find(Path(path)))]
+    was_enabled = gc.isenabled()
+    gc.disable()  # syntax trees have no cycles, and looking for some takes a fifth of the time
+    try:
+        return [(module, found) for module, path in files if (found := find(Path(path)))]
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _cores() -> int:

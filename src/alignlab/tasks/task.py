@@ -58,6 +58,7 @@ class TaskModule(L.LightningModule, ABC):
     NotFinite. With fp16 the loss scaler looks for its scale that way, so it may take more.
     """
 
+    validations = 10  # of a run that does not say how often
     allowed_not_finite = 5
     allowed_not_finite_fp16 = 30
 
