@@ -6,6 +6,7 @@ files and configuration.
 """
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -270,7 +271,7 @@ class TaskModule(L.LightningModule, ABC):
         norm = get_total_norm([p.grad for p in parameters], foreach=True)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.gradient_norm = float(norm)
-        if not torch.isfinite(norm):
+        if not math.isfinite(self.gradient_norm):
             self._skip(parameters)
             return
         self.skipped_in_a_row = 0
