@@ -56,6 +56,7 @@ def test_a_sweep_goes_to_ray(tmp_path: Path, corpus: Path) -> None:
     assert process.returncode == 143, told
     stopped, bad = rows_of(sweep)
     assert stopped["status"] == "stopped", told
+    assert outcome.is_to_stop(sweep / "0")
     assert "model.width 33 is not a multiple" in bad["error"]
     assert "go on with what is missing: python train.py resume=" in told
 

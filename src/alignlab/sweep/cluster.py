@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import UserError
+from alignlab.sweep import outcome
 from alignlab.sweep.job import say
 from alignlab.sweep.settings import Slurm
 
@@ -46,13 +47,14 @@ class Submitted:
                 env=kept | self.environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             )  # fmt: skip
         try:
-            while (code := self.process.poll()) is None:  # not `wait`, which holds a lock that `checkpoint` may need
+            # not `wait`, which holds a lock that `checkpoint` may need
+            while self.process.poll() is None and not outcome.is_to_stop(Path(self.folder)):
                 time.sleep(WAIT)
         finally:
-            if self.process.poll() is None:  # it was interrupted
+            if self.process.poll() is None:  # it is to stop, or was interrupted
                 self.process.terminate()
                 self._wait()
-        return code
+        return self.process.returncode
 
     def _wait(self) -> None:
         """Until the job has ended, which may be asked for more than once meanwhile."""

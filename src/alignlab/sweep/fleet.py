@@ -14,7 +14,6 @@ from alignlab.sweep.cluster import Submitted
 from alignlab.sweep.settings import Ray
 
 WAIT = 0.5  # seconds between looks at signals
-AGAIN = 10.0  # seconds between interrupts of a job that goes on
 SAVING = 90.0  # seconds at most for jobs to write a checkpoint after a signal
 
 
@@ -69,15 +68,14 @@ class Fleet:
                 self.ended(running.pop(reference), _how(reference))
 
     def _stop(self, running: dict[Any, Path]) -> None:
-        """Interrupts the jobs, and waits until they have saved: Ray kills what runs when it shuts down."""
-        import ray
+        """Tells the jobs to stop, and waits until they have saved: Ray kills what runs when it shuts down.
 
-        end, due = time.monotonic() + SAVING, 0.0
+        By a file: what `ray.cancel` raises is lost in a worker that is busy with itself, and is not raised again.
+        """
+        for folder in running.values():
+            outcome.tell_to_stop(folder)
+        end = time.monotonic() + SAVING
         while time.monotonic() < end and any(_is_running(folder) for folder in running.values()):
-            if time.monotonic() > due:  # one interrupt may be lost in a worker that is busy with itself
-                due = time.monotonic() + AGAIN
-                for reference in running:
-                    ray.cancel(reference)
             time.sleep(WAIT)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,7 @@
-"""What became of a job of a sweep, in a file of its folder, so that a sweep that was killed knows what is missing."""
+"""What became of a job of a sweep, and whether it is to stop, in files of its folder.
+
+So a sweep that was killed knows what is missing, and a job hears of its end on any machine that sees the folder.
+"""
 
 import json
 import os
@@ -31,3 +34,20 @@ def write(folder: Path, outcome: Outcome) -> None:
     beside = path.with_name(f"{path.name}.part")
     beside.write_text(json.dumps(asdict(outcome)) + "\n", encoding="utf-8")
     os.replace(beside, path)
+
+
+def tell_to_stop(folder: Path, *, stop: bool = True) -> None:
+    """Leaves word in the folder of a job that it is to stop, wherever it runs, or takes that back."""
+    if stop:
+        _word(folder).touch()
+    else:
+        _word(folder).unlink(missing_ok=True)
+
+
+def is_to_stop(folder: Path) -> bool:
+    """Whether word was left that the job is to stop."""
+    return _word(folder).exists()
+
+
+def _word(folder: Path) -> Path:
+    return folder / ".hydra" / "stop"
