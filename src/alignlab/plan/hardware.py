@@ -17,7 +17,7 @@ MEMORY_GIB = {
 }  # fmt: skip
 WITHOUT_BF16 = ("V100", "T4")
 # bytes that torch sets aside for matrix products: for cuBLAS and cuBLASLt, in the forward and in the backward thread;
-# 32 MiB each is what cuBLAS's reference asks for on Hopper (torch 2.11 gives newer ones as much), else 8 and 4
+# 32 MiB each on Hopper and newer (cuBLAS's reference; torch's pull request 120925 for cuBLASLt); else taken as 8 and 4
 HOPPER_ON = ("H100", "H200", "H800", "GH200", "B200", "RTX 5090")
 WORKSPACES, LESSER_WORKSPACES = 4 * 32 * 2**20, 2 * (8 + 4) * 2**20
 

@@ -70,7 +70,7 @@ class Fleet:
     def _stop(self, running: dict[Any, Path]) -> None:
         """Tells the jobs to stop, and waits until they have saved: Ray kills what runs when it shuts down.
 
-        By a file: what `ray.cancel` raises is lost in a worker that is busy with itself, and is not raised again.
+        By a file: under load `ray.cancel`, asked every ten seconds, once did not reach a job within SAVING.
         """
         for folder in running.values():
             outcome.tell_to_stop(folder)

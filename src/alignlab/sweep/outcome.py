@@ -36,12 +36,14 @@ def write(folder: Path, outcome: Outcome) -> None:
     os.replace(beside, path)
 
 
-def tell_to_stop(folder: Path, *, stop: bool = True) -> None:
-    """Leaves word in the folder of a job that it is to stop, wherever it runs, or takes that back."""
-    if stop:
-        _word(folder).touch()
-    else:
-        _word(folder).unlink(missing_ok=True)
+def tell_to_stop(folder: Path) -> None:
+    """Leaves word in the folder of a job that it is to stop, wherever it runs."""
+    _word(folder).touch()
+
+
+def let_go_on(folder: Path) -> None:
+    """Takes back the word that an earlier sweep left."""
+    _word(folder).unlink(missing_ok=True)
 
 
 def is_to_stop(folder: Path) -> bool:

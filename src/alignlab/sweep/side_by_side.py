@@ -40,7 +40,7 @@ def run_side_by_side(jobs: list[Job], settings: Parallel | Slurm | Ray) -> list[
             say(f"job {job.folder.name}: {before.status} before")
             continue
         freeze(job.config, job.folder, job.overrides)
-        outcome.tell_to_stop(job.folder, stop=False)
+        outcome.let_go_on(job.folder)
         outcome.write(job.folder, Outcome(status="waiting"))
         missing.append(job)
     by_folder = {job.folder: job for job in missing}
