@@ -150,7 +150,7 @@ def search(
         totals = torch.tensor([total for total, _ in live], device=logits.device).view(-1, beams)
         if seen is not None:
             seen.scatter_(1, following[:, None], True)
-        logits = step(following).float()
+        logits = step(following).float().contiguous()
     return [row for one in searches for row in one.results()]
 
 

@@ -30,10 +30,12 @@ def next_tokens(
     `uniform` (B,) in [0, 1) decides the draws in the place of `generator`.
     """
     if sampling.temperature == 0:
-        if logits.device.type == "cpu":  # numpy's takes a sixteenth of the time of torch's at 32 x 4,096
-            return torch.from_numpy(logits.numpy().argmax(axis=-1))
-        return logits.argmax(dim=-1)
-    values, index = candidates(logits / sampling.temperature, sampling)
+        if logits.device.type != "cpu":
+            return logits.argmax(dim=-1)
+        if not logits.is_contiguous():  # column by column in memory
+            return logits.max(dim=-1).indices
+        return torch.from_numpy(logits.numpy().argmax(axis=-1))  # a sixteenth of torch's time at 32 x 4,096
+    values, index = candidates((logits / sampling.temperature).contiguous(), sampling)
     cumulative = values.softmax(dim=-1).cumsum(dim=-1)
     # inverse transform: one number per row instead of one per token; the factor keeps the draw below the last sum
     if uniform is None:

@@ -80,7 +80,7 @@ class Decoder:
         cache.length += 1
         if cache.padded:
             cache.next_position += 1
-        return torch.mm(self._normed(weights.norm), weights.unembedding)
+        return torch.mm(self._normed(weights.norm), weights.unembedding, out=space.logits())
 
     def _attend(self, number: int, layer: Layer, rotation: list[Tensor] | None) -> Tensor:
         space, place = self.space, self.cache.length
