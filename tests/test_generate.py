@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from alignlab.generate import Generation, Sampling, generate, generate_all, weights
+from alignlab.generate import Generation, Sampling, generate, generate_all, weights, workspace
 from alignlab.generate.choose import candidates, highest, next_tokens, penalize
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
@@ -84,6 +84,26 @@ def test_greedy_is_the_naive_loop(family, fused, monkeypatch):
     monkeypatch.setattr(weights, "FUSED_PARAMETERS", fused)  # weights are copied, or read where they lie
     model = tiny(**family)
     assert greedy(model) == [naive_greedy(model, prompt, 12) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=["llama", "gpt2", "qwen", "mistral", "nano"])
+@pytest.mark.parametrize("fused", [2**24, 0], ids=["fused", "as they are"])
+def test_many_rows_whose_results_lie_column_by_column(family, fused, monkeypatch):
+    monkeypatch.setattr(weights, "FUSED_PARAMETERS", fused)
+    model = tiny(**family)
+    prompts = [[2 + number, 3, 4 + number % 5] for number in range(16)]
+    assert greedy(model, prompts) == [naive_greedy(model, prompt, 12) for prompt in prompts]
+
+
+@pytest.mark.parametrize("fields", [{"beams": 3}, {"temperature": 1.0}, {"repetition_penalty": 1.3}])
+def test_a_large_vocabulary_whose_scores_lie_column_by_column(fields, monkeypatch):
+    sampling = Sampling(**{"max_new_tokens": 12, "temperature": 0, "seed": 0} | fields)
+    plain = generate(tiny(), PROMPTS, sampling, eos_ids=[EOS], pad_id=PAD, log_probs=True)
+    monkeypatch.setattr(workspace, "LARGE_TABLE", 0)
+    rows = generate(tiny(), PROMPTS, sampling, eos_ids=[EOS], pad_id=PAD, log_probs=True)
+    assert [row.ids for row in rows] == [row.ids for row in plain]
+    for row, expected in zip(rows, plain, strict=True):
+        assert row.log_probs == pytest.approx(expected.log_probs, abs=1e-4)
 
 
 def test_a_model_with_hooks_takes_the_modules_path_and_gives_the_same():
