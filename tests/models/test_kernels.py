@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alignlab.models.kernels import gelu_tanh, rms_norm, rotated, squared_relu
+from alignlab.models.kernels import causal_attention, gelu_tanh, rms_norm, rotated, squared_relu
 
 SHAPE = (2, 3, 5, 8)
 
@@ -51,6 +51,18 @@ def test_equals_torch_in_value_and_gradient(name, dtype):
 def test_gradients_are_those_of_finite_differences(name):
     x = torch.randn(*SHAPE, dtype=torch.double).requires_grad_()
     assert torch.autograd.gradcheck(STEPS[name][0], (x,))
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 64, 65, 150])  # BLOCK is 64
+@pytest.mark.parametrize("dtype", [torch.double, torch.float])
+def test_causal_attention_equals_torch_in_value_and_gradient(tokens, dtype):
+    heads = [torch.randn(2, tokens, 3, 4, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
+    gradient = torch.randn(2, 3, tokens, 4, dtype=dtype)
+    values = [causal_attention(*heads), F.scaled_dot_product_attention(*heads, is_causal=True)]
+    gradients = [torch.autograd.grad(value, heads, gradient) for value in values]
+    tolerance = {torch.double: 1e-12, torch.float: 3e-6}[dtype]
+    torch.testing.assert_close(values[0], values[1], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=tolerance, atol=tolerance)
 
 
 def test_the_weight_of_a_norm_learns_too():

@@ -82,8 +82,8 @@ def test_flops_are_those_that_torch_counts(files: list[str]) -> None:
     ids = torch.zeros(16, 32, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model.unembed(model(ids)).sum().backward()
-    # torch 2.13 does not count attention on CPUs: per layer, 4 T H Dh forward and 2.5 times that backward
-    attention = 2 * 3.5 * 4 * 32 * 32
+    # per layer 4 T H Dh forward, backward twice that here and 2.5 times on a GPU, which computes the scores again
+    attention = 2 * 0.5 * 4 * 32 * 32
     assert found.flops_per_token == pytest.approx(counter.get_total_flops() / ids.numel() + attention, rel=1e-6)
     assert found.flops_per_token == pytest.approx(found.formula_flops_per_token, rel=0.05)
 

@@ -18,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from alignlab.models.cache import KVCache
 from alignlab.models.config import GPTConfig
-from alignlab.models.kernels import gated_units, gelu_tanh, rms_norm, squared_relu
+from alignlab.models.kernels import causal_attention, gated_units, gelu_tanh, is_plain, rms_norm, squared_relu
 from alignlab.models.narrow import aligned_linear
 from alignlab.models.rotary import Rotary, rotate
 from alignlab.models.shared import AnswerKeys, PromptKeys
 
 EMBEDDING_STD = 0.02
-SHORT = 256  # tokens
+SHORT = {"cpu": 256}  # tokens of a row, by kind of device
 Held = KVCache | PromptKeys | AnswerKeys  # keys and values of tokens that were read before
 HIDDEN_GAIN = 0.5  # std of a hidden matrix is this over sqrt(inputs); GPT-2's 0.02 is 0.55 / sqrt(768)
 
@@ -46,10 +46,11 @@ class Norm(nn.Module):
         return rms_norm(hidden, self.weight, self.eps)
 
 
-def is_short_bf16(query: Tensor) -> bool:
-    """Whether torch's flash kernel for CPUs is the slower way: in bf16, on short rows, when training."""
-    # forward and backward, flash against products: 6.0 / 1.7 ms at 64 tokens, 67 / 27 ms at 256 (Zen 4, torch 2.13)
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= SHORT
+def is_short(query: Tensor) -> bool:
+    """Whether rows are so short that products take less time than the flash kernel of the device, when training."""
+    # forward and backward, flash against products. bf16 (Zen 4, torch 2.13): 6.0 / 1.7 ms at 64 tokens, 67 / 27 ms at
+    # 256. fp32 in blocks (Zen 3): 2.9 / 2.2 ms at (12, 4, 64, 32), 22 / 16 ms at (16, 2, 256, 64); forward alone alike
+    return query.shape[2] <= SHORT.get(query.device.type, 0)
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
@@ -100,8 +101,11 @@ class Attention(nn.Module):
             key, value = cache.extend(layer, key, value)
             query = query.to(key.dtype)
         is_whole = is_causal or (mask is not None and not isinstance(cache, KVCache))
-        if is_whole and is_short_bf16(query) and not self.is_grouped:
+        takes_products = is_short(query) and not self.is_grouped
+        if takes_products and is_whole and query.dtype == torch.bfloat16:
             mixed = products(query, key, value, mask)
+        elif takes_products and is_causal and cache is None and is_plain(query):
+            mixed = causal_attention(query, key, value)
         else:
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped

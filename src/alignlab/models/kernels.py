@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 SLOPE = 2 * math.sqrt(2 / math.pi)  # of the sigmoid's argument at 0
 CUBIC = 0.044715
+BLOCK = 64  # queries whose scores are computed together
 
 
 def is_plain(values: Tensor) -> bool:
@@ -59,17 +60,23 @@ def rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return heads * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(Dh)) value, each query over the keys up to its own; all (B, H, T, Dh), T short."""
+    return _CausalAttention.apply(query, key, value)
+
+
 class _GeluTanh(torch.autograd.Function):
     """As units * sigmoid(s (units + c units^3)), which needs an exponential where tanh costs three times as much."""
 
     @staticmethod
     def forward(ctx: Any, units: Tensor) -> Tensor:
-        square = units * units
-        open_share = (square * (SLOPE * CUBIC)).add_(SLOPE).mul_(units).sigmoid_()
+        square, slope = units * units, units.new_tensor(SLOPE)
+        open_share = torch.add(slope, square, alpha=SLOPE * CUBIC).mul_(units).sigmoid_()
         output = units * open_share
         if ctx.needs_input_grad[0]:  # the derivative while all of it is at hand: one tensor is kept, as by torch
             shut = torch.addcmul(output, output, open_share, value=-1)
-            ctx.save_for_backward(square.mul_(3 * SLOPE * CUBIC).add_(SLOPE).mul_(shut).add_(open_share))
+            torch.add(slope, square, alpha=3 * SLOPE * CUBIC, out=square)
+            ctx.save_for_backward(torch.addcmul(open_share, square, shut, out=shut))
         return output
 
     @staticmethod
@@ -80,7 +87,7 @@ class _GeluTanh(torch.autograd.Function):
 
 
 class _SquaredRelu(torch.autograd.Function):
-    """The gradient, 2 relu(units), takes two passes over memory instead of torch's four."""
+    """The gradient, 2 relu(units), takes one pass over memory instead of torch's four."""
 
     @staticmethod
     def forward(ctx: Any, units: Tensor) -> Tensor:
@@ -92,7 +99,7 @@ class _SquaredRelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
-        return (gradient * positive).mul_(2)
+        return torch.addcmul(gradient.new_zeros(()), gradient, positive, value=2)
 
 
 class _GatedUnits(torch.autograd.Function):
@@ -161,3 +168,57 @@ def _turned(heads: Tensor, cosine: Tensor, sine: Tensor, direction: int) -> Tens
     output[..., :half].addcmul_(second, sine[..., :half], value=-direction)
     output[..., half:].addcmul_(first, sine[..., half:], value=direction)
     return output
+
+
+class _CausalAttention(torch.autograd.Function):
+    """BLOCK queries at a time, so that half of the scores are never computed; the shares are kept, as flash would not.
+
+    With g the gradient and S the shares: d value = S^T g, d scores = softmax's gradient of g value^T, and from them
+    d query = d scores key and d key = d scores^T query, both / sqrt(Dh).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        heads, tokens = query.shape[:2], query.shape[2]
+        query, key, value = (part.flatten(0, 1) for part in (query, key, value))  # (B H, T, Dh)
+        query = query * query.shape[-1] ** -0.5
+        mixed, shares = torch.empty_like(query), []
+        later = query.new_full((min(BLOCK, tokens),) * 2, -math.inf).triu_(1)
+        for start, end in _blocks(tokens):
+            scores = torch.bmm(query[:, start:end], key[:, :end].transpose(1, 2))
+            scores[:, :, start:].add_(later[: end - start, : end - start])
+            shares.append(scores.softmax(dim=-1))
+            _multiply(shares[-1], value[:, :end], mixed[:, start:end])
+        ctx.save_for_backward(query, key, value, *shares)
+        return mixed.unflatten(0, heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, *shares = ctx.saved_tensors
+        heads, gradient = gradient.shape[:2], gradient.flatten(0, 1)
+        of_query, of_key, of_value = (torch.empty_like(part) for part in (query, key, value))
+        for (start, end), share in reversed(list(zip(_blocks(query.shape[1]), shares, strict=True))):
+            given = gradient[:, start:end]
+            of_share = torch.bmm(given, value[:, :end].transpose(1, 2))
+            of_scores = torch._softmax_backward_data(of_share, share, -1, share.dtype)
+            _multiply(of_scores, key[:, :end], of_query[:, start:end])
+            is_last = end == query.shape[1]  # it sees all keys, so it writes what the others add to
+            _multiply(of_scores.transpose(1, 2), query[:, start:end], of_key[:, :end], adds=not is_last)
+            _multiply(share.transpose(1, 2), given, of_value[:, :end], adds=not is_last)
+        of_query *= query.shape[-1] ** -0.5
+        return of_query.unflatten(0, heads), of_key.unflatten(0, heads), of_value.unflatten(0, heads)
+
+
+def _multiply(left: Tensor, right: Tensor, target: Tensor, *, adds: bool = False) -> None:
+    """Writes the products of two batches to `target`, or adds them to it."""
+    if adds:
+        target += torch.bmm(left, right)
+    elif target.is_contiguous():
+        torch.bmm(left, right, out=target)
+    else:
+        target.copy_(torch.bmm(left, right))  # torch would write there one matrix at a time
+
+
+def _blocks(tokens: int) -> list[tuple[int, int]]:
+    return [(start, min(start + BLOCK, tokens)) for start in range(0, tokens, BLOCK)]

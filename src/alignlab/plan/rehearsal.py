@@ -21,7 +21,7 @@ from alignlab.build import Parts
 from alignlab.data.module import TextData
 from alignlab.losses import CHUNK_LOGITS
 from alignlab.models.config import GPTConfig
-from alignlab.models.gpt import GPT
+from alignlab.models.gpt import GPT, SHORT
 from alignlab.plan.ledger import Book, Ledger
 from alignlab.tasks.task import TaskModule
 
@@ -111,14 +111,14 @@ def take_step(task: TaskModule, optimizer: torch.optim.Optimizer, batches: Itera
 
 
 @contextmanager
-def chunks_of(kind: str) -> Iterator[None]:
-    """Within it the loss cuts logits up as on devices of this kind, though the tensors are a CPU's."""
-    own = CHUNK_LOGITS["cpu"]
-    CHUNK_LOGITS["cpu"] = CHUNK_LOGITS[kind]
+def as_on(kind: str) -> Iterator[None]:
+    """Within it loss and attention go about their work as on devices of this kind, though the tensors are a CPU's."""
+    chunk, short = CHUNK_LOGITS["cpu"], SHORT["cpu"]
+    CHUNK_LOGITS["cpu"], SHORT["cpu"] = CHUNK_LOGITS[kind], SHORT.get(kind, 0)
     try:
         yield
     finally:
-        CHUNK_LOGITS["cpu"] = own
+        CHUNK_LOGITS["cpu"], SHORT["cpu"] = chunk, short
 
 
 def rehearse(
@@ -135,7 +135,7 @@ def rehearse(
     if steps == 1:  # which is to be one from the middle of a run
         _from_the_middle(ledger, task, optimizer)
     for _ in range(steps):
-        with ledger, chunks_of(kind):
+        with ledger, as_on(kind):
             ledger.hold([x for batch in batches for x in batch if isinstance(x, Tensor)], "batch")
             ledger.part = "activations"
             _take_noted_step(ledger, task, optimizer, batches, precision)
