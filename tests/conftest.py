@@ -1,8 +1,13 @@
 """Small fakes that every test may use: a vocabulary of bytes, a corpus on disk, a run in a temporary folder."""
 
+import functools
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,7 @@ if (
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
+TIMEOUT = 300  # seconds of a run
 TINY = (
     "model.layers=2", "model.width=32", "model.heads=2", "model.context=32", "tokenizer=bytes",
     "callbacks=none", "logger=none", "trainer.precision=32-true", "+trainer.enable_progress_bar=false",
@@ -71,9 +77,43 @@ def tiny_run(tmp_path: Path, corpus: Path) -> Callable[..., dict[str, Any]]:
     return run
 
 
+class Warm:
+    """Runs train.py in forks of one process that has its imports done (warm.py)."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("warm.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+            order = {"arguments": arguments, "folder": str(folder), "environment": environment}
+            self.process.stdin.write(json.dumps(order | {"out": out.name, "err": err.name}) + "\n")
+            self.process.stdin.flush()
+            pid = int(self.process.stdout.readline())
+            timer = threading.Timer(TIMEOUT, os.kill, (pid, signal.SIGKILL))
+            timer.start()
+            code = int(self.process.stdout.readline())
+            timer.cancel()
+            return subprocess.CompletedProcess(["train.py", *arguments], code, out.read(), err.read())
+
+
+@functools.cache
+def warm() -> Warm:
+    """The one of this process; it ends with it, as its input does."""
+    return Warm()
+
+
 def train(*arguments: str, folder: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """`python train.py ARGUMENTS` in `folder`."""
+    arguments = on_device(arguments)
+    everything = {**os.environ, **(environment or {})}
+    if hasattr(os, "fork"):
+        return warm().run(list(arguments), folder, everything)
     return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *on_device(arguments)],
-        cwd=folder, env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=folder, env=everything, capture_output=True, text=True, timeout=TIMEOUT, check=False,
     )  # fmt: skip

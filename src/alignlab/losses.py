@@ -22,7 +22,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
-CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**27}  # 8 MB of fp32 stay in a CPU's cache; 512 MB keep a GPU's products busy
+CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**27}  # 16 MB of fp32 stay in a CPU's cache; 512 MB keep a GPU's products busy
+IN_PLACE = {"cpu": True}  # kinds of devices, bound by memory, on which a chunk's gradient is written over its logits
 FUSED_CHUNK_LOGITS = 2**28  # on a GPU in a compiled form, which writes no fp32 copy of them
 FROZEN_CHUNK_LOGITS = 2**22  # on a CPU, where no gradient of the unembedding is added up, but it may have to be widened
 
@@ -162,13 +163,18 @@ def _nll(unembed: Unembed, hidden: Tensor, targets: Tensor, label_smoothing: flo
 def _chunk_gradient(
     logits: Tensor, targets: Tensor, weights: Tensor | None, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Loss of one chunk and its gradient with respect to the logits: w (p - (1 - e) onehot - e / V), (C, V)."""
+    """Loss of one chunk and its gradient with respect to the logits, which it may stand in the place of.
+
+    w (p - (1 - e) onehot - e / V), (C, V).
+    """
     logits = _full(logits)
-    gradient = logits.softmax(dim=-1)
-    log_sum = logits.amax(dim=-1) - gradient.amax(dim=-1).log()  # of exponentials, which are taken once
-    nll = log_sum - (1 - label_smoothing) * logits.gather(1, targets[:, None]).squeeze(1)
+    top, told = logits.amax(dim=-1), (1 - label_smoothing) * logits.gather(1, targets[:, None]).squeeze(1)
     if label_smoothing:
-        nll = nll - label_smoothing * logits.mean(-1)
+        told = told + label_smoothing * logits.mean(-1)
+    # nobody needs the logits again
+    gradient = torch.softmax(logits, dim=-1, out=logits if IN_PLACE.get(logits.device.type) else None)
+    nll = top - gradient.amax(dim=-1).log() - told  # the log of the sum of exponentials, which are taken once
+    if label_smoothing:
         gradient.sub_(label_smoothing / gradient.shape[-1])
     gradient[torch.arange(len(targets), device=targets.device), targets] -= 1 - label_smoothing
     if weights is not None:

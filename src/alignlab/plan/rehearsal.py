@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alignlab.build import Parts
 from alignlab.data.module import TextData
-from alignlab.losses import CHUNK_LOGITS
+from alignlab.losses import CHUNK_LOGITS, IN_PLACE
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT, SHORT
 from alignlab.plan.ledger import Book, Ledger
@@ -113,12 +113,13 @@ def take_step(task: TaskModule, optimizer: torch.optim.Optimizer, batches: Itera
 @contextmanager
 def as_on(kind: str) -> Iterator[None]:
     """Within it loss and attention go about their work as on devices of this kind, though the tensors are a CPU's."""
-    chunk, short = CHUNK_LOGITS["cpu"], SHORT["cpu"]
-    CHUNK_LOGITS["cpu"], SHORT["cpu"] = CHUNK_LOGITS[kind], SHORT.get(kind, 0)
+    own: list[tuple[dict[str, Any], Any]] = [(table, table["cpu"]) for table in (CHUNK_LOGITS, IN_PLACE, SHORT)]
+    CHUNK_LOGITS["cpu"], IN_PLACE["cpu"], SHORT["cpu"] = CHUNK_LOGITS[kind], kind in IN_PLACE, SHORT.get(kind, 0)
     try:
         yield
     finally:
-        CHUNK_LOGITS["cpu"], SHORT["cpu"] = chunk, short
+        for table, value in own:
+            table["cpu"] = value
 
 
 def rehearse(

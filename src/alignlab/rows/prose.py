@@ -17,20 +17,20 @@ _BULLET = re.compile(r"(?:[-*+•]|\(?[0-9a-z]{1,2}[.)])\s+")
 # "name (type): text", "name: text", ":param name: text", "name : type" of the three docstring styles
 _FIELD = re.compile(r":[\w ,.*]+:\s+(?=\S)")
 _GOOGLE = re.compile(r"[*`'\"]*[A-Za-z_][\w.*,`'\" ]{0,40}(?:\s*\([^()]*(?:\([^()]*\)[^()]*)*\))?\s*:\s+(?=\S)")
-_MARKUP: tuple[tuple[re.Pattern, str], ...] = (
-    (re.compile(r":[\w:+.-]+:`~?([^`<]*?)\s*<[^`>]*>`"), r"\1"),  # :ref:`text <target>`
-    (re.compile(r":[\w:+.-]+:`~(?:[\w]+\.)*(\w+)`"), r"\1"),  # :class:`~a.b.Name`
-    (re.compile(r":[\w:+.-]+:`!?([^`]*)`"), r"\1"),
-    (re.compile(r"``([^`]+)``"), r"\1"),
-    (re.compile(r"`([^`<]+?)\s*<[^`>]+>`_{0,2}"), r"\1"),  # `text <address>`_
-    (re.compile(r"\[([^\]]+)\]\((?:[^()]|\([^()]*\))*\)"), r"\1"),  # [text](address)
-    (re.compile(r"\s*\[#?\w{0,8}\]_"), ""),  # a footnote's mark
-    (re.compile(r"\[`?([A-Za-z_][\w.]*)`?\](?!\w)"), r"\1"),  # [Name] of Markdown references
-    (re.compile(r"`([^`]+)`_{0,2}"), r"\1"),
-    (re.compile(r"\*\*([^*\n]+)\*\*"), r"\1"),
-    (re.compile(r"(?<![\w*])\*([^*\s][^*\n]*?)\*(?!\w)"), r"\1"),
-    (re.compile(r"\|(\w[^|\n]*)\|"), r"\1"),
-    (re.compile(r"\s+"), " "),
+# each with a sign without which it finds nothing: most paragraphs have none of them
+_MARKUP: tuple[tuple[str, re.Pattern, str], ...] = (
+    ("`", re.compile(r":[\w:+.-]+:`~?([^`<]*?)\s*<[^`>]*>`"), r"\1"),  # :ref:`text <target>`
+    ("`", re.compile(r":[\w:+.-]+:`~(?:[\w]+\.)*(\w+)`"), r"\1"),  # :class:`~a.b.Name`
+    ("`", re.compile(r":[\w:+.-]+:`!?([^`]*)`"), r"\1"),
+    ("`", re.compile(r"``([^`]+)``"), r"\1"),
+    ("`", re.compile(r"`([^`<]+?)\s*<[^`>]+>`_{0,2}"), r"\1"),  # `text <address>`_
+    ("[", re.compile(r"\[([^\]]+)\]\((?:[^()]|\([^()]*\))*\)"), r"\1"),  # [text](address)
+    ("[", re.compile(r"\s*\[#?\w{0,8}\]_"), ""),  # a footnote's mark
+    ("[", re.compile(r"\[`?([A-Za-z_][\w.]*)`?\](?!\w)"), r"\1"),  # [Name] of Markdown references
+    ("`", re.compile(r"`([^`]+)`_{0,2}"), r"\1"),
+    ("*", re.compile(r"\*\*([^*\n]+)\*\*"), r"\1"),
+    ("*", re.compile(r"(?<![\w*])\*([^*\s][^*\n]*?)\*(?!\w)"), r"\1"),
+    ("|", re.compile(r"\|(\w[^|\n]*)\|"), r"\1"),
 )
 _CODE = re.compile(r"https?:|www\.|==|->|=>|::|\\|[{}<>|^@$~#]|\w=\w|\]\[|\)\.|\(\)\(|__|%[sdr(]|\.\.\. ?,|\w\[\w|;$")
 _LEGAL = re.compile(r"copyright|licensed|license|all rights reserved|warranty|permission is hereby|spdx", re.I)
@@ -38,14 +38,15 @@ _COMMON = frozenset(
     re.findall(r"\w+", "the a an is are of to in and or for that this be with as it by if not from on can when will")
 )
 _SECTION = re.compile(r"(?:Returns?|Yields?|Raises|Args|Arguments|Parameters|Example|Examples|Usage)\s*: +(?=[A-Z])")
+_SHORTEST = 40  # characters of a paragraph
 _WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 
 
 def paragraphs(docstring: str) -> Iterator[str]:
     """The paragraphs of English in a documentation string, each on one line."""
     for block in _blocks(docstring):
-        text = plain(" ".join(block))
-        if _reads_well(text):
+        raw = " ".join(block)
+        if len(raw) >= _SHORTEST and _reads_well(text := plain(raw)):
             yield text
 
 
@@ -122,14 +123,15 @@ def _is_declaration(text: str, following: str, is_deeper: bool) -> bool:
 
 def plain(text: str) -> str:
     """The text without markup, on one line."""
-    for pattern, replacement in _MARKUP:
-        text = pattern.sub(replacement, text)
-    return _SECTION.sub("", text.strip())
+    for sign, pattern, replacement in _MARKUP:
+        if sign in text:
+            text = pattern.sub(replacement, text)
+    return _SECTION.sub("", " ".join(text.split()))
 
 
 def _reads_well(text: str) -> bool:
     """At least a sentence of eight words of English, without code, formulas, addresses or licences."""
-    if len(text) < 40 or not text[0].isupper() or text[-1] not in ".!?":
+    if len(text) < _SHORTEST or not text[0].isupper() or text[-1] not in ".!?":
         return False
     if _CODE.search(text) or _LEGAL.search(text):
         return False

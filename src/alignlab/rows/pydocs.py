@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
 _ADDED_BY_CALL = frozenset(("add_docstr", "add_newdoc", "_add_docstr", "add_docstr_all"))
+_WITH_BLOCKS = frozenset((
+    ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.If, ast.For, ast.AsyncFor, ast.While, ast.With,
+    ast.AsyncWith, ast.Try, ast.TryStar, ast.ExceptHandler,
+))  # fmt: skip
 _RULES = 1  # raise when the rules of this file or of prose.py change, so that caches are made again
 _SALT = 46  # chosen so that the shares come out in bytes too: torch's groups alone are a third of the corpus
 _SHINGLE_WORDS = 8
@@ -136,8 +140,8 @@ def _defined(node: ast.AST) -> Iterator[str]:
     ):
         yield text
     for block in ("body", "orelse", "handlers", "finalbody"):
-        for statement in getattr(node, block, ()) if not isinstance(node, ast.Lambda | ast.IfExp) else ():
-            if isinstance(statement, ast.stmt | ast.ExceptHandler):
+        for statement in getattr(node, block, ()):
+            if type(statement) in _WITH_BLOCKS:  # few are, and a call takes longer than the question
                 yield from _defined(statement)
 
 
