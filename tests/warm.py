@@ -41,7 +41,7 @@ def become(arguments: list[str], folder: str, environment: dict[str, str], out: 
         import torch
 
         torch.set_num_threads(int(threads))
-    sys.path[0] = str(ROOT)
+    sys.path[:1] = [str(ROOT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv[:] = [str(ROOT / "train.py"), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit(0)

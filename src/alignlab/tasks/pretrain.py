@@ -15,7 +15,7 @@ from alignlab.types import NonNegativeFloat
 class Pretraining(TaskModule):
     """Next-token cross-entropy over every position of every window."""
 
-    validations = 5  # one reads all of the held-out text, which takes as long as some 8 steps of the first command
+    validations = 4  # one reads all of the held-out text, which takes as long as some 8 steps of the first command
 
     def __init__(
         self, *, model: GPT, tokenizer: Tokenizer, optim: Optim, label_smoothing: NonNegativeFloat = 0.0
