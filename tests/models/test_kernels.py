@@ -3,8 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from alignlab.models.kernels import causal_attention, gelu_tanh, rms_norm, rotated, squared_relu
+from alignlab.models.config import GPTConfig
+from alignlab.models.gpt import FeedForward
+from alignlab.models.kernels import (
+    feed_forward,
+    gelu_tanh,
+    rms_norm,
+    rotated,
+    squared_relu,
+    takes_one_step,
+)  # fmt: skip
 
 SHAPE = (2, 3, 5, 8)
 
@@ -53,22 +63,48 @@ def test_gradients_are_those_of_finite_differences(name):
     assert torch.autograd.gradcheck(STEPS[name][0], (x,))
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 64, 65, 150])  # BLOCK is 64
-@pytest.mark.parametrize("dtype", [torch.double, torch.float])
-def test_causal_attention_equals_torch_in_value_and_gradient(tokens, dtype):
-    heads = [torch.randn(2, tokens, 3, 4, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
-    gradient = torch.randn(2, 3, tokens, 4, dtype=dtype)
-    values = [causal_attention(*heads), F.scaled_dot_product_attention(*heads, is_causal=True)]
-    gradients = [torch.autograd.grad(value, heads, gradient) for value in values]
-    tolerance = {torch.double: 1e-12, torch.float: 3e-6}[dtype]
-    torch.testing.assert_close(values[0], values[1], rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=tolerance, atol=tolerance)
-
-
 def test_the_weight_of_a_norm_learns_too():
     hidden = torch.randn(4, 6, dtype=torch.double)
     weight = torch.rand(6, dtype=torch.double).requires_grad_()
     assert torch.autograd.gradcheck(lambda w: rms_norm(hidden, w, 1e-5), (weight,))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", [gelu_tanh, squared_relu])
+def test_feed_forward_equals_its_layers_in_value_and_gradient(activation, bias):
+    up, down = nn.Linear(8, 12, bias=bias).double(), nn.Linear(12, 8, bias=bias).double()
+    hidden = (3 * torch.randn(*SHAPE, dtype=torch.double)).requires_grad_()
+    inputs = [hidden, *up.parameters(), *down.parameters()]
+    values = [feed_forward(hidden, up, down, activation), down(activation(up(hidden)))]
+    gradients = [torch.autograd.grad(value, inputs, torch.ones_like(value).cumsum(-1)) for value in values]
+    torch.testing.assert_close(values[0], values[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", ["up", "down", "hidden"])
+@pytest.mark.parametrize("activation", [gelu_tanh, squared_relu])
+def test_feed_forward_learns_what_is_not_frozen(activation, frozen):
+    up, down, hidden = nn.Linear(8, 12).double(), nn.Linear(12, 8).double(), torch.randn(3, 8, dtype=torch.double)
+    inputs = {"up": up.weight, "down": down.weight, "hidden": hidden}
+    learned = [one.requires_grad_(name != frozen) for name, one in inputs.items() if name != frozen]
+    inputs[frozen].requires_grad_(False)
+    values = [feed_forward(hidden, up, down, activation), down(activation(up(hidden)))]
+    gradients = [torch.autograd.grad(value.square().sum(), learned) for value in values]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+
+
+def test_feed_forward_is_not_for_layers_that_are_watched_or_wrapped():
+    hidden, plain, seen = torch.randn(2, 4), nn.Linear(4, 4), []
+    assert takes_one_step(hidden, plain, plain)
+    assert not takes_one_step(hidden.bfloat16(), plain)
+    assert not takes_one_step(hidden, torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not takes_one_step(hidden, plain)
+    block = FeedForward(GPTConfig(layers=1, width=4, heads=1, context=4, vocabulary=9, activation="relu2"))
+    whole = block(hidden)
+    block.up.register_forward_hook(lambda _, __, units: seen.append(units.shape))
+    torch.testing.assert_close(block(hidden), whole)
+    assert seen == [(2, 16)]
 
 
 def test_extreme_units_do_not_overflow():

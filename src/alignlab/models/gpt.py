@@ -18,9 +18,19 @@ from torch.utils.checkpoint import checkpoint
 
 from alignlab.models.cache import KVCache
 from alignlab.models.config import GPTConfig
-from alignlab.models.kernels import causal_attention, gated_units, gelu_tanh, is_plain, rms_norm, squared_relu
+from alignlab.models.kernels import (
+    feed_forward,
+    gated_units,
+    gelu_tanh,
+    is_plain,
+    is_unwatched,
+    rms_norm,
+    squared_relu,
+    takes_one_step,
+)
 from alignlab.models.narrow import aligned_linear
 from alignlab.models.rotary import Rotary, rotate
+from alignlab.models.self_attention import causal_attention, self_attention
 from alignlab.models.shared import AnswerKeys, PromptKeys
 
 EMBEDDING_STD = 0.02
@@ -46,11 +56,11 @@ class Norm(nn.Module):
         return rms_norm(hidden, self.weight, self.eps)
 
 
-def is_short(query: Tensor) -> bool:
-    """Whether rows are so short that products take less time than the flash kernel of the device, when training."""
+def is_short(hidden: Tensor) -> bool:
+    """Whether rows (B, T, D) are so short that products take less time than the device's flash kernel, in training."""
     # forward and backward, flash against products. bf16 (Zen 4, torch 2.13): 6.0 / 1.7 ms at 64 tokens, 67 / 27 ms at
     # 256. fp32 in blocks (Zen 3): 2.9 / 2.2 ms at (12, 4, 64, 32), 22 / 16 ms at (16, 2, 256, 64); forward alone alike
-    return query.shape[2] <= SHORT.get(query.device.type, 0)
+    return hidden.shape[1] <= SHORT.get(hidden.device.type, 0)
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
@@ -73,6 +83,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.head_size = config.head_size
+        self.heads = config.heads
         self.is_grouped = config.groups != config.heads
         heads, groups = config.heads * config.head_size, config.groups * config.head_size
         self.query = nn.Linear(config.width, heads, bias=config.bias != "none")
@@ -91,6 +102,9 @@ class Attention(nn.Module):
         cache: Held | None,
         layer: int,
     ) -> Tensor:
+        takes_products = is_short(hidden) and not self.is_grouped
+        if takes_products and is_causal and cache is None and self._is_one_step(hidden):
+            return self.output(self._mixed(hidden, rotation))
         split = (*hidden.shape[:2], -1, self.head_size)
         query = self.query_norm(self.query(hidden).view(split)).transpose(1, 2)  # (B, H, T, Dh)
         key = self.key_norm(self.key(hidden).view(split)).transpose(1, 2)  # (B, G, T, Dh)
@@ -101,7 +115,6 @@ class Attention(nn.Module):
             key, value = cache.extend(layer, key, value)
             query = query.to(key.dtype)
         is_whole = is_causal or (mask is not None and not isinstance(cache, KVCache))
-        takes_products = is_short(query) and not self.is_grouped
         if takes_products and is_whole and query.dtype == torch.bfloat16:
             mixed = products(query, key, value, mask)
         elif takes_products and is_causal and cache is None and is_plain(query):
@@ -112,25 +125,39 @@ class Attention(nn.Module):
             )
         return self.output(mixed.transpose(1, 2).flatten(2))
 
+    def _is_one_step(self, hidden: Tensor) -> bool:
+        """Whether projections, norms and attention may be one function."""
+        norms = (self.query_norm, self.key_norm)
+        are_plain = all(is_unwatched(one) and not getattr(one, "is_layer", False) for one in norms)
+        return are_plain and takes_one_step(hidden, self.query, self.key, self.value)
+
+    def _mixed(self, hidden: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B, T, H Dh) before the output projection, causal and without a cache."""
+        norms, eps = None, 0.0
+        if isinstance(self.query_norm, Norm) and isinstance(self.key_norm, Norm):
+            norms, eps = (self.query_norm.weight, self.key_norm.weight), self.query_norm.eps
+        return self_attention(
+            hidden, self.query, self.key, self.value, heads=self.heads, norms=norms, eps=eps, rotation=rotation
+        )
+
 
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020), GELU, or squared ReLU (So et al. 2021)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.activation = config.activation
+        self.activation = {"relu2": squared_relu, "gelu_tanh": gelu_tanh}.get(config.activation, F.gelu)
         bias = config.bias == "all"
-        self.gate = nn.Linear(config.width, config.hidden_units, bias=bias) if self.activation == "swiglu" else None
+        self.gate = nn.Linear(config.width, config.hidden_units, bias=bias) if config.activation == "swiglu" else None
         self.up = nn.Linear(config.width, config.hidden_units, bias=bias)
         self.down = nn.Linear(config.hidden_units, config.width, bias=bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        units = self.up(hidden)  # (B, T, F)
         if self.gate is not None:
-            return self.down(gated_units(self.gate(hidden), units))
-        if self.activation == "relu2":
-            return self.down(squared_relu(units))
-        return self.down(gelu_tanh(units) if self.activation == "gelu_tanh" else F.gelu(units))
+            return self.down(gated_units(self.gate(hidden), self.up(hidden)))  # of units (B, T, F)
+        if self.activation is not F.gelu and takes_one_step(hidden, self.up, self.down):
+            return feed_forward(hidden, self.up, self.down, self.activation)
+        return self.down(self.activation(self.up(hidden)))
 
 
 class Block(nn.Module):

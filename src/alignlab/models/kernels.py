@@ -5,19 +5,20 @@ its docstring, to rounding; compiled models and GPUs have fused kernels of their
 Knows nothing of layers.
 """
 
-# N rows, D width, B batch, H heads, T tokens, Dh head width
+# N rows, D width, F feed-forward units, B batch, H heads, T tokens, Dh head width
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SLOPE = 2 * math.sqrt(2 / math.pi)  # of the sigmoid's argument at 0
 CUBIC = 0.044715
-BLOCK = 64  # queries whose scores are computed together
+ONE_STEP = {"cpu": True}  # kinds of device on which several layers are one function
 
 
 def is_plain(values: Tensor) -> bool:
@@ -34,6 +35,18 @@ def gelu_tanh(units: Tensor) -> Tensor:
 def squared_relu(units: Tensor) -> Tensor:
     """relu(units)^2 (So et al. 2021), of any shape."""
     return _SquaredRelu.apply(units)
+
+
+def takes_one_step(hidden: Tensor, *layers: nn.Module) -> bool:
+    """Whether one function may stand for several layers: plain numbers, plain linear layers that nobody watches."""
+    if not is_plain(hidden) or not ONE_STEP.get(hidden.device.type) or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(type(one) is nn.Linear and one.weight.dtype == hidden.dtype and is_unwatched(one) for one in layers)
+
+
+def feed_forward(hidden: Tensor, up: nn.Linear, down: nn.Linear, activation: Callable[..., Tensor]) -> Tensor:
+    """down(activation(up(hidden))), (..., D) -> (..., D); `activation` is gelu_tanh or squared_relu."""
+    return _FeedForward.apply(hidden, up.weight, up.bias, down.weight, down.bias, activation)
 
 
 def gated_units(gate: Tensor, units: Tensor) -> Tensor:
@@ -60,9 +73,10 @@ def rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return heads * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query key^T / sqrt(Dh)) value, each query over the keys up to its own; all (B, H, T, Dh), T short."""
-    return _CausalAttention.apply(query, key, value)
+def projected(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows weight^T + bias, (N, D) -> (N, F); torch's own would first copy the bias to each row. No gradients."""
+    product = rows @ weight.t()
+    return product if bias is None else product.add_(bias)
 
 
 class _GeluTanh(torch.autograd.Function):
@@ -70,13 +84,9 @@ class _GeluTanh(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, units: Tensor) -> Tensor:
-        square, slope = units * units, units.new_tensor(SLOPE)
-        open_share = torch.add(slope, square, alpha=SLOPE * CUBIC).mul_(units).sigmoid_()
-        output = units * open_share
-        if ctx.needs_input_grad[0]:  # the derivative while all of it is at hand: one tensor is kept, as by torch
-            shut = torch.addcmul(output, output, open_share, value=-1)
-            torch.add(slope, square, alpha=3 * SLOPE * CUBIC, out=square)
-            ctx.save_for_backward(torch.addcmul(open_share, square, shut, out=shut))
+        output = torch.empty_like(units)
+        if (derivative := _gelu_tanh(units, output, differentiates=ctx.needs_input_grad[0])) is not None:
+            ctx.save_for_backward(derivative)
         return output
 
     @staticmethod
@@ -84,6 +94,64 @@ class _GeluTanh(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (derivative,) = ctx.saved_tensors
         return gradient * derivative
+
+
+def _gelu_tanh(units: Tensor, target: Tensor, *, differentiates: bool) -> Tensor | None:
+    """Writes to `target`, which may be the units; the derivative while all of it is at hand, where it is wanted."""
+    square, slope = units * units, units.new_tensor(SLOPE)
+    open_share = torch.add(slope, square, alpha=SLOPE * CUBIC).mul_(units).sigmoid_()
+    torch.mul(units, open_share, out=target)
+    if not differentiates:
+        return None
+    steepness = torch.add(slope, square, alpha=3 * SLOPE * CUBIC, out=square)
+    return torch.lerp(steepness.mul_(target), units.new_ones(()), open_share, out=square)
+
+
+class _FeedForward(torch.autograd.Function):
+    """Units and their gradients are written over where torch would take new memory, which is not in the cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None,
+        activation: Callable[..., Tensor],
+    ) -> Tensor:  # fmt: skip
+        rows = hidden.flatten(0, -2)  # (N, D)
+        units = projected(rows, up, up_bias)  # (N, F)
+        kept: Tensor | None  # of which the gradient of the units is made
+        if activation is squared_relu:
+            kept = units.relu_()
+            active = kept.square()
+        else:
+            kept = _gelu_tanh(units, units, differentiates=any(ctx.needs_input_grad[:3]))
+            active = units
+        ctx.activation, ctx.shape = activation, hidden.shape
+        ctx.save_for_backward(rows, up, down, kept, active)
+        return projected(active, down, down_bias).view(hidden.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, up, down, kept, active = ctx.saved_tensors
+        wants_hidden, wants_up, wants_up_bias, wants_down, wants_down_bias, _ = ctx.needs_input_grad
+        of_hidden = of_up = of_up_bias = None
+        gradient = gradient.flatten(0, -2)
+        of_down = gradient.t() @ active if wants_down else None
+        of_down_bias = gradient.sum(dim=0) if wants_down_bias else None
+        if wants_hidden or wants_up or wants_up_bias:
+            of_units = gradient @ down
+            if ctx.activation is squared_relu:
+                torch.addcmul(of_units.new_zeros(()), of_units, kept, value=2, out=of_units)
+            else:
+                of_units *= kept
+            of_hidden = (of_units @ up).view(ctx.shape) if wants_hidden else None
+            of_up = of_units.t() @ rows if wants_up else None
+            of_up_bias = of_units.sum(dim=0) if wants_up_bias else None
+        return of_hidden, of_up, of_up_bias, of_down, of_down_bias, None
+
+
+def is_unwatched(layer: nn.Module) -> bool:
+    """Whether a module has no hooks, which would not be called where another function stands for it."""
+    return not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
 class _SquaredRelu(torch.autograd.Function):
@@ -168,57 +236,3 @@ def _turned(heads: Tensor, cosine: Tensor, sine: Tensor, direction: int) -> Tens
     output[..., :half].addcmul_(second, sine[..., :half], value=-direction)
     output[..., half:].addcmul_(first, sine[..., half:], value=direction)
     return output
-
-
-class _CausalAttention(torch.autograd.Function):
-    """BLOCK queries at a time, so that half of the scores are never computed; the shares are kept, as flash would not.
-
-    With g the gradient and S the shares: d value = S^T g, d scores = softmax's gradient of g value^T, and from them
-    d query = d scores key and d key = d scores^T query, both / sqrt(Dh).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        heads, tokens = query.shape[:2], query.shape[2]
-        query, key, value = (part.flatten(0, 1) for part in (query, key, value))  # (B H, T, Dh)
-        query = query * query.shape[-1] ** -0.5
-        mixed, shares = torch.empty_like(query), []
-        later = query.new_full((min(BLOCK, tokens),) * 2, -math.inf).triu_(1)
-        for start, end in _blocks(tokens):
-            scores = torch.bmm(query[:, start:end], key[:, :end].transpose(1, 2))
-            scores[:, :, start:].add_(later[: end - start, : end - start])
-            shares.append(scores.softmax(dim=-1))
-            _multiply(shares[-1], value[:, :end], mixed[:, start:end])
-        ctx.save_for_backward(query, key, value, *shares)
-        return mixed.unflatten(0, heads)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value, *shares = ctx.saved_tensors
-        heads, gradient = gradient.shape[:2], gradient.flatten(0, 1)
-        of_query, of_key, of_value = (torch.empty_like(part) for part in (query, key, value))
-        for (start, end), share in reversed(list(zip(_blocks(query.shape[1]), shares, strict=True))):
-            given = gradient[:, start:end]
-            of_share = torch.bmm(given, value[:, :end].transpose(1, 2))
-            of_scores = torch._softmax_backward_data(of_share, share, -1, share.dtype)
-            _multiply(of_scores, key[:, :end], of_query[:, start:end])
-            is_last = end == query.shape[1]  # it sees all keys, so it writes what the others add to
-            _multiply(of_scores.transpose(1, 2), query[:, start:end], of_key[:, :end], adds=not is_last)
-            _multiply(share.transpose(1, 2), given, of_value[:, :end], adds=not is_last)
-        of_query *= query.shape[-1] ** -0.5
-        return of_query.unflatten(0, heads), of_key.unflatten(0, heads), of_value.unflatten(0, heads)
-
-
-def _multiply(left: Tensor, right: Tensor, target: Tensor, *, adds: bool = False) -> None:
-    """Writes the products of two batches to `target`, or adds them to it."""
-    if adds:
-        target += torch.bmm(left, right)
-    elif target.is_contiguous():
-        torch.bmm(left, right, out=target)
-    else:
-        target.copy_(torch.bmm(left, right))  # torch would write there one matrix at a time
-
-
-def _blocks(tokens: int) -> list[tuple[int, int]]:
-    return [(start, min(start + BLOCK, tokens)) for start in range(0, tokens, BLOCK)]

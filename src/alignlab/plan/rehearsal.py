@@ -22,6 +22,7 @@ from alignlab.data.module import TextData
 from alignlab.losses import CHUNK_LOGITS, IN_PLACE
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT, SHORT
+from alignlab.models.kernels import ONE_STEP
 from alignlab.plan.ledger import Book, Ledger
 from alignlab.tasks.task import TaskModule
 
@@ -113,8 +114,9 @@ def take_step(task: TaskModule, optimizer: torch.optim.Optimizer, batches: Itera
 @contextmanager
 def as_on(kind: str) -> Iterator[None]:
     """Within it loss and attention go about their work as on devices of this kind, though the tensors are a CPU's."""
-    own: list[tuple[dict[str, Any], Any]] = [(table, table["cpu"]) for table in (CHUNK_LOGITS, IN_PLACE, SHORT)]
+    own: list[tuple[dict[str, Any], Any]] = [(table, table["cpu"]) for table in (CHUNK_LOGITS, IN_PLACE, SHORT, ONE_STEP)]
     CHUNK_LOGITS["cpu"], IN_PLACE["cpu"], SHORT["cpu"] = CHUNK_LOGITS[kind], kind in IN_PLACE, SHORT.get(kind, 0)
+    ONE_STEP["cpu"] = kind in ONE_STEP
     try:
         yield
     finally:
