@@ -63,6 +63,22 @@ def test_one_function_equals_its_layers(family, tokens, layers):
     assert len(gradients) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize("tokens", [2, 9, 70])
+@pytest.mark.parametrize("mask", ["prefix", "documents", "window"])
+def test_one_function_sees_whom_its_layers_see(mask, tokens, layers):
+    window = 3 if mask == "window" else None
+    config = GPTConfig(layers=2, width=8, heads=2, context=160, vocabulary=11, qk_norm=True, window=window)
+    model, ids, arguments = GPT(config).double(), torch.randint(11, (3, tokens)), {}
+    place = torch.arange(tokens)[None]
+    if mask == "prefix":
+        arguments = {"prefix": place < torch.tensor([[tokens], [tokens // 2], [0]])}
+    if mask == "documents":  # the last row ends in padding
+        arguments = {"documents": torch.where(place < torch.tensor([[1], [tokens // 2], [1]]), 0, 1)}
+        arguments["documents"][2, tokens // 2 :] = -1
+    (loss, gradients), (other, others) = layers(model, ids, **arguments)
+    torch.testing.assert_close((loss, gradients), (other, others), rtol=1e-9, atol=1e-9)
+
+
 def test_each_row_has_positions_of_its_own(layers):
     model = GPT(GPTConfig(layers=1, width=8, heads=2, context=40, vocabulary=11, qk_norm=True)).double()
     positions = torch.stack([torch.arange(9), torch.arange(9) * 3])
@@ -100,7 +116,6 @@ def test_it_is_taken_by_plain_training_alone(monkeypatch):
     plain(ids)
     assert len(calls) == 1
     plain(torch.randint(11, (1, 300)))
-    plain(ids, prefix=torch.ones_like(ids, dtype=torch.bool))
     GPT(GPTConfig(**settings, kv_heads=1))(ids)
     GPT(GPTConfig(**settings)).bfloat16()(ids)
     with torch.autocast("cpu", torch.bfloat16):

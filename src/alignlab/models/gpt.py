@@ -103,8 +103,8 @@ class Attention(nn.Module):
         layer: int,
     ) -> Tensor:
         takes_products = is_short(hidden) and not self.is_grouped
-        if takes_products and is_causal and cache is None and self._is_one_step(hidden):
-            return self.output(self._mixed(hidden, rotation))
+        if takes_products and (is_causal or mask is not None) and cache is None and self._is_one_step(hidden):
+            return self.output(self._mixed(hidden, rotation, mask))
         split = (*hidden.shape[:2], -1, self.head_size)
         query = self.query_norm(self.query(hidden).view(split)).transpose(1, 2)  # (B, H, T, Dh)
         key = self.key_norm(self.key(hidden).view(split)).transpose(1, 2)  # (B, G, T, Dh)
@@ -131,14 +131,13 @@ class Attention(nn.Module):
         are_plain = all(is_unwatched(one) and not getattr(one, "is_layer", False) for one in norms)
         return are_plain and takes_one_step(hidden, self.query, self.key, self.value)
 
-    def _mixed(self, hidden: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(B, T, H Dh) before the output projection, causal and without a cache."""
+    def _mixed(self, hidden: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
+        """(B, T, H Dh) before the output projection, of rows without a cache."""
         norms, eps = None, 0.0
         if isinstance(self.query_norm, Norm) and isinstance(self.key_norm, Norm):
             norms, eps = (self.query_norm.weight, self.key_norm.weight), self.query_norm.eps
-        return self_attention(
-            hidden, self.query, self.key, self.value, heads=self.heads, norms=norms, eps=eps, rotation=rotation
-        )
+        layers = (self.query, self.key, self.value)
+        return self_attention(hidden, *layers, heads=self.heads, norms=norms, eps=eps, rotation=rotation, visible=mask)
 
 
 class FeedForward(nn.Module):

@@ -34,15 +34,17 @@ def self_attention(
     norms: tuple[Tensor, Tensor] | None = None,
     eps: float = 0.0,
     rotation: tuple[Tensor, Tensor] | None = None,
+    visible: Tensor | None = None,
 ) -> Tensor:
-    """causal_attention of the three projections of `hidden`, (B, T, D) -> (B, T, H Dh).
+    """Attention of the three projections of `hidden`, (B, T, D) -> (B, T, H Dh).
 
-    `norms` are the weights (Dh,) of RMS norms over each head of queries and of keys, `rotation` cosines and sines
-    (B or 1, 1, T, Dh) of rotary positions, whose halves are equal.
+    `visible` (B or 1, 1, T, T) says who sees whom, and every query some key; None is causal. `norms` are the weights
+    (Dh,) of RMS norms over each head of queries and of keys, `rotation` cosines and sines (B or 1, 1, T, Dh) of rotary
+    positions, whose halves are equal.
     """
     weights = (query.weight, key.weight, value.weight)
     biases = (query.bias, key.bias, value.bias)
-    return _SelfAttention.apply(hidden, *weights, *biases, *(norms or (None, None)), rotation, heads, eps)
+    return _SelfAttention.apply(hidden, *weights, *biases, *(norms or (None, None)), rotation, visible, heads, eps)
 
 
 class _Turn(NamedTuple):
@@ -93,7 +95,7 @@ class _SelfAttention(torch.autograd.Function):
         ctx: Any, hidden: Tensor, query_weight: Tensor, key_weight: Tensor, value_weight: Tensor,
         query_bias: Tensor | None, key_bias: Tensor | None, value_bias: Tensor | None,
         query_norm: Tensor | None, key_norm: Tensor | None,
-        rotation: tuple[Tensor, Tensor] | None, heads: int, eps: float,
+        rotation: tuple[Tensor, Tensor] | None, visible: Tensor | None, heads: int, eps: float,
     ) -> Tensor:  # fmt: skip
         rows = hidden.flatten(0, 1)  # (N, D)
         weight = torch.cat((query_weight, key_weight, value_weight))  # (3 H Dh, D)
@@ -104,7 +106,7 @@ class _SelfAttention(torch.autograd.Function):
         key, *of_key = _arranged(key, key_norm, eps, turns[1])
         value = value.contiguous()
         query, key, value = (part.flatten(0, 1) for part in (query, key, value))
-        mixed, shares = _attended(query, key, value)
+        mixed, shares = _attended(query, key, value, visible)
         ctx.turns, ctx.heads = turns, heads
         ctx.save_for_backward(rows, weight, query, key, value, query_norm, key_norm, *of_query, *of_key, *shares)
         return mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
@@ -125,7 +127,7 @@ class _SelfAttention(torch.autograd.Function):
         of_hidden = (of_projected @ weight).view(batch, -1, rows.shape[1]) if wants[0] else None
         of_weights = (of_projected.t() @ rows).chunk(3) if any(wants[1:4]) else (None,) * 3
         of_biases = of_projected.sum(dim=0).chunk(3) if any(wants[4:7]) else (None,) * 3
-        return of_hidden, *of_weights, *of_biases, of_query_norm, of_key_norm, None, None, None
+        return of_hidden, *of_weights, *of_biases, of_query_norm, of_key_norm, None, None, None, None
 
 
 def _arranged(
@@ -186,12 +188,18 @@ class _CausalAttention(torch.autograd.Function):
         return of_query.unflatten(0, heads), of_key.unflatten(0, heads), of_value.unflatten(0, heads)
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _attended(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
     """softmax(query key^T) value, all (B H, T, Dh), and the shares of each block of queries, (B H, BLOCK, keys).
 
-    BLOCK queries at a time, so that half of the scores are never computed; the shares are kept, as flash would not.
+    Causal BLOCK queries at a time, so that half of the scores are never computed; the shares are kept, as flash would
+    not. With `visible` (B or 1, 1, T, T) all of them are one block.
     """
     tokens = query.shape[1]
+    if visible is not None:
+        unseen = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, -math.inf)
+        scores = torch.bmm(query, key.transpose(1, 2)).unflatten(0, (visible.shape[0], -1))  # 1: all heads of all rows
+        share = scores.add_(unseen).flatten(0, 1).softmax(dim=-1)
+        return torch.bmm(share, value), [share]
     mixed, shares = torch.empty_like(query), []
     later = query.new_full((min(BLOCK, tokens),) * 2, -math.inf).triu_(1)
     for start, end in _blocks(tokens):
@@ -211,7 +219,8 @@ def _attention_gradients(
     d query = d scores key and d key = d scores^T query.
     """
     of_query, of_key, of_value = (torch.empty_like(part) for part in (query, key, value))
-    for (start, end), share in reversed(list(zip(_blocks(query.shape[1]), shares, strict=True))):
+    blocks = _blocks(query.shape[1]) if len(shares) > 1 else [(0, query.shape[1])]
+    for (start, end), share in reversed(list(zip(blocks, shares, strict=True))):
         given = gradient[:, start:end]
         of_share = torch.bmm(given, value[:, :end].transpose(1, 2))
         of_scores = torch._softmax_backward_data(of_share, share, -1, share.dtype)

@@ -114,7 +114,8 @@ def take_step(task: TaskModule, optimizer: torch.optim.Optimizer, batches: Itera
 @contextmanager
 def as_on(kind: str) -> Iterator[None]:
     """Within it loss and attention go about their work as on devices of this kind, though the tensors are a CPU's."""
-    own: list[tuple[dict[str, Any], Any]] = [(table, table["cpu"]) for table in (CHUNK_LOGITS, IN_PLACE, SHORT, ONE_STEP)]
+    tables: tuple[dict[str, Any], ...] = (CHUNK_LOGITS, IN_PLACE, SHORT, ONE_STEP)
+    own = [(table, table["cpu"]) for table in tables]
     CHUNK_LOGITS["cpu"], IN_PLACE["cpu"], SHORT["cpu"] = CHUNK_LOGITS[kind], kind in IN_PLACE, SHORT.get(kind, 0)
     ONE_STEP["cpu"] = kind in ONE_STEP
     try:
