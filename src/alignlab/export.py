@@ -86,8 +86,8 @@ def head_of(start: Origin) -> Head | None:
     shapes = {name: tuple(value.shape) for name, value in heads.items()}
     width = start.config.width
     task = (start.settings or {}).get("task", {})
-    for option, usual in (("pooling", "last"), ("prefix_mask", False)):
-        if set(shapes) == {"head.weight"} and task.get(option, usual) != usual:
+    for option, usual in (("pooling", "last"), ("prefix_mask", False), ("ngrams", 0)):
+        if "labels" in start.found and task.get(option, usual) != usual:
             raise ValueError(
                 f"{start.path} was trained with task.{option}={task[option]}; transformers classifies by the last "
                 f"token under causal attention only: train with task.{option}={usual} for an export"

@@ -91,6 +91,21 @@ def test_a_class(
     assert sees_ahead == bool(options)
 
 
+def test_ngrams_are_not_part_of_what_is_explained(
+    tiny_run: Run, tmp_path: Path, explained: Callable[..., dict[str, Any]]
+) -> None:
+    rows = [{"text": f"{word} {n}", "label": word[0]} for n in range(6) for word in ("ant", "bee", "cat")]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    tiny_run(
+        "run", "task=classification", f"data.train={path}", f"data.val={path}", "trainer.max_steps=20", "optim.lr=1e-2",
+        "task.ngrams=2",
+    )  # fmt: skip
+    plain = explained("run", "--text", "bee or cat")
+    answer = plain["answer"]["text"]
+    assert plain["attribution"]["of"] == f"class {answer}, by the model without the n-grams beside it"
+    assert is_complete(plain)
+
+
 def test_a_response_with_a_prefix(tiny_run: Run, tmp_path: Path, explained: Callable[..., dict[str, Any]]) -> None:
     rows = [{"source": f"say {n}", "target": f"it is {n}"} for n in range(12)]
     path = jsonl(tmp_path / "rows.jsonl", rows)

@@ -74,6 +74,17 @@ def test_layer_decay_lowers_the_rate_with_distance_from_the_head(optim):
     assert lr["embed.weight"] == 0.1
 
 
+def test_a_table_of_ngrams_is_an_embedding_that_learns_faster():
+    parameters = named({**SHAPES, "ngrams.embedding.weight": (16, 3)})
+    for optim in (AdamW(lr=0.5), Muon(lr=0.5), SGD(lr=0.5, weight_decay=0.1)):
+        optimizer = optim.build(parameters)
+        rates = {
+            id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+        }
+        assert [rates[id(p)] for name, p in parameters if name.startswith("ngrams")] == [(20 * 0.5, 0)]
+        assert {rate for one, (rate, _) in rates.items() if one != id(parameters[-1][1])} == {0.5}
+
+
 def test_layer_decay_without_depths_is_refused():
     with pytest.raises(ValueError, match=r"optim.layer_decay is 0.5, but this task.*remove optim.layer_decay"):
         AdamW(layer_decay=0.5).build(named())

@@ -54,8 +54,10 @@ def test_law_1_however_a_step_is_split(classified: Run, tmp_path: Path) -> None:
             f"{size}x{times}", *SGD, "trainer.precision=64-true", "trainer.max_steps=3", "task.lm_weight=0.5",
             f"datamodule.batch_size={size}",
             f"trainer.accumulate_grad_batches={times}", "trainer.gradient_clip_val=null", "task.class_weights=balanced",
+            "task.ngrams=2",
         )  # fmt: skip
-    classified("start", *SGD, "trainer.precision=64-true", "trainer.max_steps=1", "optim.lr=0", "task.lm_weight=0.5")
+    fixed = ("trainer.precision=64-true", "trainer.max_steps=1", "optim.lr=0", "task.lm_weight=0.5", "task.ngrams=2")
+    classified("start", *SGD, *fixed)
     whole = weights(tmp_path / "8x1")
     assert largest_difference(whole, weights(tmp_path / "4x2")) < 1e-12
     assert largest_difference(whole, weights(tmp_path / "2x4")) < 1e-12
@@ -67,7 +69,7 @@ def test_law_2_stopped_and_resumed_is_not_stopped(
 ) -> None:
     options = ("model.dropout=0.1", "task.head_dropout=0.1", "task.token_dropout=0.1", "task.token_skipping=0.1",
                "task.prefix_mask=true", "trainer.max_steps=7", "datamodule.batch_size=5",
-               "trainer.accumulate_grad_batches=2", "task.lm_weight=0.3")  # fmt: skip
+               "trainer.accumulate_grad_batches=2", "task.lm_weight=0.3", "task.ngrams=2")  # fmt: skip
     whole, parts = stopped_and_resumed(lambda folder: classified(folder, *options), tmp_path, monkeypatch, 4)
     for name in ("state_dict", "optimizer_states", "rng", "position", "counters", "found"):
         if name != "position":
@@ -106,6 +108,33 @@ def test_other_forms_of_labels_learn(label: Callable, metrics: tuple, classified
     values = classified("form", "trainer.max_steps=60", "optim.lr=1e-2", "eval_every=60", monitor, given=given)
     assert all(f"val/{name}" in values for name in metrics)
     assert values[f"val/{metrics[0]}"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "label", [None, lambda n: json.dumps(["odd"] * (n % 2) + ["three"] * (n % 3 == 0)), lambda n: n % 5]
+)
+def test_ngrams_answer_with_the_model(label: Callable | None, classified: Run, tmp_path: Path) -> None:
+    from alignlab.build import load
+
+    given = rows(24)
+    if label is not None:
+        given = [{"text": f"{n % 2} {n % 3} {n % 5}", "label": label(n)} for n in range(30)]
+    classified("both", "task.ngrams=2", "trainer.max_steps=40", "eval_every=40", "optim.lr=2e-3", given=given)
+    task = load(str(tmp_path / "both"))
+    with torch.no_grad():
+        alone = task._logits(task.model(IDS), LENGTHS), task.ngrams(IDS, LENGTHS)
+        together = task._real_logits(batch(IDS, LENGTHS))
+    assert min(float(one.abs().max()) for one in alone) > 0.02
+    torch.testing.assert_close(together, sum(alone) / 2)
+
+
+def test_ngrams_leave_the_model_as_it_learns_without_them(classified: Run, tmp_path: Path) -> None:
+    options = (*SGD, "trainer.max_steps=3", "trainer.gradient_clip_val=null")
+    for name, count in (("with", 2), ("without", 0)):
+        classified(name, *options, f"task.ngrams={count}")
+    own, whole = weights(tmp_path / "without"), weights(tmp_path / "with")
+    assert set(whole) - set(own) == {"ngrams.embedding.weight"}
+    assert largest_difference(own, {name: whole[name] for name in own}) == 0
 
 
 def test_head_is_kept_for_the_same_labels_only(
@@ -208,7 +237,7 @@ def test_token_skipping_leaves_out_its_share_in_training_only(classified: Run, t
     assert torch.allclose(hidden, one, atol=1e-5), "what a text reads does not depend on its neighbours"
 
 
-@pytest.mark.parametrize("option", ["task.pooling=mean", "task.prefix_mask=True"])
+@pytest.mark.parametrize("option", ["task.pooling=mean", "task.prefix_mask=True", "task.ngrams=2"])
 def test_what_transformers_cannot_classify_with_is_not_exported(option: str, classified: Run, tmp_path: Path) -> None:
     from alignlab.export import export
 

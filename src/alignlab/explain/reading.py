@@ -151,7 +151,7 @@ def scalar(task: TaskModule | None, model: GPT, tokenizer: Tokenizer, reading: R
     """What is explained: `target`, or what the model holds likeliest."""
     hidden = _hidden(model, reading)
     if isinstance(task, Classification):
-        return _class(task, hidden, target)
+        return _class(task, reading, target)
     if isinstance(task, ExtractiveQA):
         return _span(task, reading, hidden, target)
     if isinstance(task, Reward):
@@ -207,19 +207,25 @@ def _logits(task: Classification, hidden: Tensor) -> Tensor:
     return task.head(pooled).float()
 
 
-def _class(task: Classification, hidden: Tensor, target: str | None) -> Scalar:
+def _class(task: Classification, reading: Reading, target: str | None) -> Scalar:
     """The log-odds of a class against all others together, which no common shift of the logits moves."""
+    beside = "" if task.ngrams is None else ", by the model without the n-grams beside it"
     names = [str(name) for name in task.labels.names]
     if task.labels.form == "regression":
         if target is not None:
             raise UserError(f"--target {target} is given, but this run says one number; leave --target out")
         spread, mean = task.labels.std, task.labels.mean
         return Scalar(
-            name="the number", unit="its unit", number=lambda hidden: _logits(task, hidden)[:, 0] * spread + mean
+            name=f"the number{beside}",
+            unit="its unit",
+            number=lambda hidden: _logits(task, hidden)[:, 0] * spread + mean,
         )
     if target is not None and target not in names:
         raise mistaken(f"--target {target}: there is no such class", target, names)
-    place = int(_logits(task, hidden)[0].argmax()) if target is None else names.index(target)
+    if target is None:
+        [told] = task.predict([_alone(reading.batch, 0)]).values()
+        target = max(told["scores"], key=told["scores"].__getitem__)
+    place = names.index(target)
     others = [number for number in range(len(names)) if number != place]
 
     def log_odds(hidden: Tensor) -> Tensor:
@@ -228,7 +234,7 @@ def _class(task: Classification, hidden: Tensor, target: str | None) -> Scalar:
             return logits[:, place]
         return logits[:, place] - logits[:, others].logsumexp(dim=-1)
 
-    return Scalar(name=f"class {visible(names[place])}", unit="log-odds", number=log_odds)
+    return Scalar(name=f"class {visible(names[place])}{beside}", unit="log-odds", number=log_odds)
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 Role = Literal["hidden", "readout", "embedding", "vector"]
 _EMBEDDINGS = ("embed", "unembed", "positions")
 _READOUTS = ("head",)
+_FAST = ("ngrams",)
+FAST = 20.0  # times the rate: Adam moves a weight by no more than the rate at a time, and few steps see an n-gram
 
 
 def role(name: str, parameter: "nn.Parameter") -> Role:
@@ -41,19 +43,20 @@ def parameter_groups(
     depth: int = 0,
     orthogonal_hidden: bool = False,
 ) -> list[dict[str, Any]]:
-    """Groups of `torch.optim`: one for each (decayed, orthogonal, depth) that occurs, in the parameters' order.
+    """Groups of `torch.optim`: one for each (decayed, orthogonal, depth, fast) that occurs, in the parameters' order.
 
     `depth_of` gives a name's depth, 0 for the embeddings to `depth` for what stands after the last block; the rate is
     lr * layer_decay ** (depth - depth_of(name)) (discriminative fine-tuning, Howard and Ruder 2018, section 3.2).
-    Matrices other than embeddings are decayed. With `orthogonal_hidden`, groups carry `orthogonal`: hidden matrices or
-    the rest. Frozen parameters are left out; ValueError where none is left.
+    Tables of n-grams learn at `FAST` times the rate. Matrices other than embeddings are decayed. With
+    `orthogonal_hidden`, groups carry `orthogonal`: hidden matrices or the rest. Frozen parameters are left out;
+    ValueError where none is left.
     """
     if layer_decay is not None and depth_of is None:
         raise ValueError(
             f"optim.layer_decay is {layer_decay}, but this task does not say how deep its weights lie; "
             "remove optim.layer_decay"
         )
-    groups: dict[tuple[bool, bool, int], dict[str, Any]] = {}
+    groups: dict[tuple[bool, bool, int, bool], dict[str, Any]] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
@@ -61,11 +64,12 @@ def parameter_groups(
         is_decayed, is_orthogonal = kind in ("hidden", "readout"), orthogonal_hidden and kind == "hidden"
         below = depth - depth_of(name) if layer_decay is not None and depth_of is not None else 0
         assert below >= 0, f"{name} lies {-below} above the depth {depth}"
-        key = (is_decayed, is_orthogonal, below)
+        is_fast = name.startswith(_FAST)
+        key = (is_decayed, is_orthogonal, below, is_fast)
         if key not in groups:
             groups[key] = {
                 "params": [],
-                "lr": lr if layer_decay is None else lr * layer_decay**below,
+                "lr": lr * (1.0 if layer_decay is None else layer_decay**below) * (FAST if is_fast else 1.0),
                 "weight_decay": weight_decay if is_decayed else 0.0,
             }
             if orthogonal_hidden:

@@ -4,6 +4,8 @@ Unusual: a text is told by the hidden state of its last token, or by the mean ov
 by the id of a padding token. With `prefix_mask` the text sees itself fully, as an encoder would.
 The auxiliary language-model loss of Radford et al. 2018 (section 3.2, L3 = L2 + lambda L1) is a term with its own
 count: the tokens of the step, not its examples.
+With `ngrams` a linear classifier of n-grams of tokens answers too. Each of the two learns by a loss of its own, so that
+they err on other texts, and the mean of their logits is the answer (a product of experts, Hinton 2002).
 """
 
 # B texts, T tokens of the longest, D width, C classes
@@ -21,11 +23,12 @@ from alignlab.batch import IGNORED, LabelBatch, LabelSet
 from alignlab.losses import cross_entropy
 from alignlab.metrics.classes import ClassScores, NumberScores, SetScores
 from alignlab.models.gpt import EMBEDDING_STD, GPT
+from alignlab.models.ngrams import Ngrams
 from alignlab.optim import Optim
 from alignlab.tasks.shown import ROWS, table
 from alignlab.tasks.task import Table, TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
-from alignlab.types import BelowOne, NonNegativeFloat
+from alignlab.types import BelowOne, NonNegativeFloat, NonNegativeInt
 
 EACH_SHOWN = 50  # classes at most whose own F1 is logged
 
@@ -47,7 +50,8 @@ class Classification(TaskModule):
     `class_weights="balanced"` weighs an example by rows / (classes x rows of its class). `label_smoothing` and
     `head_dropout` act on the head alone. In training `token_dropout` blanks a share of the tokens that are read, and
     `token_skipping` leaves out a share of those between the first and the last, which takes less time too. With
-    `prefix_mask` every token sees the whole text; the language-model loss then takes a second, causal pass.
+    `prefix_mask` every token sees the whole text; the language-model loss then takes a second, causal pass. `ngrams`
+    is the longest n-gram of the classifier beside the model; 0: there is none.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Classification(TaskModule):
         token_skipping: BelowOne = 0.0,
         pooling: Literal["last", "mean"] = "last",
         prefix_mask: bool = False,
+        ngrams: NonNegativeInt = 0,
     ) -> None:
         super().__init__(model=model, tokenizer=tokenizer, optim=optim)
         self.labels = LabelSet(**labels)
@@ -77,6 +82,7 @@ class Classification(TaskModule):
         self.prefix_mask = prefix_mask
         self.head = nn.Linear(model.config.width, max(1, len(self.labels.names)), bias=False)
         nn.init.normal_(self.head.weight, std=EMBEDDING_STD)
+        self.ngrams = Ngrams(ngrams, self.head.out_features) if ngrams else None
         self.class_weights = _balanced(self.labels) if class_weights == "balanced" else None
         self.metrics = {stage: _scores(self.labels) for stage in ("val", "test")}
         self.mean_losses = {stage: MeanMetric() for stage in ("val", "test")}
@@ -97,10 +103,13 @@ class Classification(TaskModule):
         return None if labels is None else (labels["form"], list(labels["names"]))
 
     def losses(self, batch: LabelBatch) -> dict[str, Term]:
-        """{"loss": of the labels, "lm_loss": of the texts' tokens, where `lm_weight` asks for it}."""
+        """{"loss": of the labels, "ngrams_loss" and "lm_loss", of the texts' tokens, where they are asked for}."""
         reading = self._reading(batch)
         hidden = self._hidden(reading)
         terms = {"loss": Term(self._loss(self._logits(hidden, reading.lengths), batch.labels), "examples")}
+        if self.ngrams is not None:
+            of_ngrams = self._loss(self.ngrams(batch.ids, batch.lengths), batch.labels)
+            terms["ngrams_loss"] = Term(of_ngrams, "examples")
         if self.lm_weight:  # who sees a token need not predict it
             causal = self.model(reading.ids, positions=reading.positions) if self.prefix_mask else hidden
             nats = cross_entropy(self.model.unembed, causal, reading.targets)
@@ -207,7 +216,10 @@ class Classification(TaskModule):
 
     def _real_logits(self, batch: LabelBatch) -> Tensor:
         whole = Reading(batch.ids, batch.targets, batch.lengths, None, 1.0)
-        return self._logits(self._hidden(whole), batch.lengths)[: len(batch.rows)]
+        logits = self._logits(self._hidden(whole), batch.lengths)
+        if self.ngrams is not None:
+            logits = (logits + self.ngrams(batch.ids, batch.lengths)) / 2
+        return logits[: len(batch.rows)]
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Summed over the examples: cross-entropy, mean over labels of binary cross-entropy, or squared error."""

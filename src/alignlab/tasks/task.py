@@ -129,6 +129,8 @@ class TaskModule(L.LightningModule, ABC):
             why = "this task has none" if now is None else "it is another task's"
             if now is not None and before not in (None, now):
                 why = f"it stands for {before}, this task's for {now}"
+            elif before is not None:
+                why = f"its weights are {sorted(heads)}, this task's {sorted(own)}"
             log.info("the head of %s is dropped: %s", place, why)
 
     @property
