@@ -11,6 +11,7 @@ from alignlab.rows import catalogues, pydocs_chat, pydocs_qa, pydocs_summaries
 from alignlab.rows.catalogues import Catalogues, is_pair, messages
 from alignlab.rows.docstrings import Definition, Entry
 from alignlab.rows.embedded import Embedded
+from alignlab.rows.kinds import canonical
 from alignlab.rows.pydocs_chat import PyDocsChat, PyDocsPairs
 from alignlab.rows.pydocs_qa import PyDocsQA
 from alignlab.rows.pydocs_summaries import PyDocsSummaries
@@ -102,6 +103,17 @@ def test_unanswerable_questions_have_no_answer() -> None:
     empty = [row for row in rows if not row["answers"]]
     assert 0.05 * len(rows) < len(empty) < 0.35 * len(rows)
     assert PyDocsQA(unanswerable=0.3).fingerprint("train") != PyDocsQA().fingerprint("train")
+
+
+def test_spans_are_written_answers_too() -> None:
+    source = PyDocsQA(unanswerable=0.3)
+    spans = [row for row in source.read("train", "span") if row["answers"]]
+    written = list(source.read("train", "response"))
+    assert len(written) == len(spans) > 100
+    for row, span in zip(written, spans, strict=True):
+        assert row["answer"] == list(dict.fromkeys(one["text"] for one in span["answers"]))
+        assert (row["question"], row["context"], row["row"]) == (span["question"], span["context"], span["row"])
+        assert canonical(row, "response", columns={}) == {key: row[key] for key in ("question", "answer", "context")}
 
 
 def test_conversations_alternate_and_are_short() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from alignlab.rows.docstrings import Definition, Entry, definitions, sentences
-from alignlab.rows.embedded import Embedded, number_of
+from alignlab.rows.embedded import Embedded, Split, number_of
 from alignlab.rows.installed import PACKAGES
 from alignlab.rows.kinds import Kind
 from alignlab.types import BelowOne, NonNegativeInt, PositiveInt
@@ -91,6 +91,11 @@ class PyDocsQA(Embedded):
     packages: ClassVar[tuple[str, ...]] = PACKAGES
     rules: ClassVar[int] = 3
 
+    def read(self, split: Split, kind: str | None = None, *, targets: bool = True) -> Iterator[dict]:
+        """As spans, or for written answers as responses, of which the unanswerable have none and are left out."""
+        rows = super().read(split, "span" if kind == "response" else kind, targets=targets)
+        return map(_written, filter(_is_answered, rows)) if kind == "response" else rows
+
     def made(self) -> Iterator[tuple[str, dict]]:
         """The rows of all modules, in an order that has nothing to do with modules."""
         known: set[str] = set()
@@ -132,6 +137,16 @@ class PyDocsQA(Embedded):
                     "question": _worded(asked, line.entry.name, definition.name, where),
                     "answers": _answers(asked, start, line.entry.name, definition),
                 }
+
+
+def _is_answered(row: dict) -> bool:
+    return bool(row["answers"])
+
+
+def _written(row: dict) -> dict:
+    """A row of spans as one whose answer is written."""
+    texts = list(dict.fromkeys(answer["text"] for answer in row["answers"]))
+    return {"question": row["question"], "context": row["context"], "answer": texts, "row": row["row"]}
 
 
 def _shuffled(lines: list[Line], copy: int) -> list[Line]:
