@@ -21,6 +21,8 @@ if (
     "PYTEST_XDIST_WORKER" in os.environ
 ):  # workers share the cores, on which threads of several processes wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+STARTUP = str(Path(__file__).with_name("startup"))  # of the processes that tests start
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (STARTUP, os.environ.get("PYTHONPATH"))))
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 300  # seconds of a run
