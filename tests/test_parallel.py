@@ -57,6 +57,48 @@ def test_two_ranks_tune_what_one_process_tunes(
     assert max(float(value.abs().max()) for name, value in whole["state_dict"].items() if "lora_a" not in name) > 1e-5
 
 
+SPANS = [
+    {"context": f"{n} is a number and {n + 1} another", "question": f"what is {n}?",
+     "answers": [{"text": "a number", "answer_start": len(f"{n} is ")}]} for n in range(24)
+]  # fmt: skip
+HEADED = {
+    "classification": [{"text": f"{['cat', 'dog', 'owl'][n % 3]} {n}", "label": "abc"[n % 3]} for n in range(24)],
+    "extractive_qa": SPANS,
+    "reward": [{"prompt": f"{n}?", "chosen": "A" * (1 + n % 4), "rejected": "b" * (1 + n % 3)} for n in range(24)],
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("classification", ("task.ngrams=2", "task.lm_weight=0.5")),
+        ("extractive_qa", ("task.match_question=true", "model.context=64")),
+        ("reward", ("datamodule.max_length=24", "datamodule.style=plain")),
+    ],
+)
+def test_heads_are_sharded_too(task: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in HEADED[task])
+    (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
+    run = (
+        f"task={task}", "data=files", "data.train=rows.jsonl", "data.val=rows.jsonl", *TINY, *SGD, "test=false",
+        "optim.lr=0.1", "trainer.max_steps=3", "eval_every=3", *options,
+    )  # fmt: skip
+    one = train(*run, "datamodule.batch_size=8", "hydra.run.dir=one", folder=tmp_path)
+    assert one.returncode == 0, one.stderr
+    two = train(
+        *run, "datamodule.batch_size=4", "trainer=fsdp", "trainer.accelerator=cpu", "hydra.run.dir=two", folder=tmp_path
+    )
+    assert two.returncode == 0, two.stderr
+    whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("one", "two"))
+    assert whole["state_dict"].keys() == parts["state_dict"].keys()
+    assert largest_difference(whole["state_dict"], parts["state_dict"]) < 1e-5
+    values = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert values[0]["val/loss"] == pytest.approx(values[1]["val/loss"], abs=1e-4)
+    heads = {name: value for name, value in whole["state_dict"].items() if not name.startswith("model.")}
+    moved = {name: float(value.abs().max()) for name, value in heads.items() if name.endswith("weight")}
+    assert min(moved.values()) > 1e-6, moved
+
+
 def test_two_ranks_prefer_what_one_process_prefers(tmp_path: Path) -> None:
     dpo = (
         "task=dpo", "data=files", "data.train=pairs.jsonl", *TINY, *SGD, "optim.lr=0.1", "trainer.max_steps=3",

@@ -102,7 +102,7 @@ def head_of(start: Origin) -> Head | None:
         )
     if shapes == {"head.weight": (1, width)}:
         return ClassificationHead(weight=start.heads["head.weight"], labels=("reward",), problem="regression")
-    if "match" in shapes:
+    if "match.weight" in shapes:
         raise ValueError(
             f"{start.path} was trained with task.match_question=true, which marks words of the question; "
             "transformers has no such input: train with task.match_question=false for an export"

@@ -146,6 +146,8 @@ def test_head_is_kept_for_the_same_labels_only(
     classified("same", *fixed)
     assert "is kept" in caplog.text
     assert torch.equal(weights(tmp_path / "first")["head.weight"], weights(tmp_path / "same")["head.weight"])
+    classified("more", *fixed, "task.ngrams=2")  # which say nothing yet
+    assert torch.equal(weights(tmp_path / "first")["head.weight"], weights(tmp_path / "more")["head.weight"])
     others = [{**row, "label": row["label"].upper()} for row in rows(36)]
     classified("others", *fixed, given=others)
     assert "is dropped: it stands for ('classes', ['animals', 'colours', 'tools']), this task's for" in caplog.text

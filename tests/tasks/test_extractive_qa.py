@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alignlab.data.spans import Spans
 from alignlab.metrics.squad import best_threshold, likeliest_sentence, score
-from alignlab.tasks.extractive_qa import ExtractiveQA, best_spans
+from alignlab.tasks.extractive_qa import ExtractiveQA, Mark, best_spans
 from tests.fakes import FakeRows
 from tests.test_laws import SGD, assert_equal, largest_difference, stopped_and_resumed, weights
 
@@ -191,7 +191,8 @@ def test_only_words_of_the_question_are_marked() -> None:
     assert examples is not None
     batch = examples.batch(np.arange(len(examples)), {}, len(examples))
     assert task.marks(batch) is None
-    task.match = torch.nn.Parameter(torch.ones(task.model.config.width))
+    task.match = Mark(task.model.config.width)
+    torch.nn.init.ones_(task.match.weight)
     marks = task.marks(batch)
     assert marks is not None
     assert marks.shape == (*batch.ids.shape, task.model.config.width)

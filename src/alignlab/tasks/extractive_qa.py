@@ -54,6 +54,17 @@ def best_spans(starts: Tensor, ends: Tensor, longest: int) -> tuple[Tensor, Tens
     return scores, first, first + ahead.gather(1, first[:, None])[:, 0]
 
 
+class Mark(nn.Module):
+    """A vector for the tokens that are marked: (B, T) bool -> (B, T, D). A module, so that it can be sharded."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, is_marked: Tensor) -> Tensor:
+        return is_marked[..., None] * self.weight
+
+
 class ExtractiveQA(TaskModule):
     """A linear head (2, D): logits of each token to be the first, or the last, of the answer.
 
@@ -85,7 +96,7 @@ class ExtractiveQA(TaskModule):
         self.head = nn.Linear(model.config.width, 2)
         nn.init.normal_(self.head.weight, std=EMBEDDING_STD)
         nn.init.zeros_(self.head.bias)
-        self.match = nn.Parameter(torch.zeros(model.config.width)) if match_question else None
+        self.match = Mark(model.config.width) if match_question else None
         self.register_buffer("threshold", torch.tensor(0.0 if self.answers.unanswerable else ALWAYS))
         self.guesses: dict[str, dict[int, Guess]] = {"val": {}, "test": {}}
         self.mean_losses = {stage: MeanMetric() for stage in ("val", "test")}
@@ -102,8 +113,8 @@ class ExtractiveQA(TaskModule):
 
     def adopt(self, heads: dict[str, Tensor], found: dict[str, Any], place: str) -> None:
         """A head that was trained without marks goes on with marks that add nothing yet."""
-        if heads and self.match is not None and "match" not in heads:
-            heads = heads | {"match": torch.zeros_like(self.match)}
+        if heads and self.match is not None and "match.weight" not in heads:
+            heads = heads | {"match.weight": torch.zeros_like(self.match.weight)}
         super().adopt(heads, found, place)
 
     def losses(self, batch: SpanBatch) -> dict[str, Term]:
@@ -156,7 +167,7 @@ class ExtractiveQA(TaskModule):
 
     def marks(self, batch: SpanBatch) -> Tensor | None:
         """(B, T, D) what `match_question` adds to the embeddings; None without it."""
-        return None if self.match is None else _in_question(batch)[..., None] * self.match
+        return None if self.match is None else self.match(_in_question(batch))
 
     def _logits(self, batch: SpanBatch) -> Tensor:
         """(B, T, 2); -inf where neither the context nor the end of text stands."""

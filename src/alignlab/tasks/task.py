@@ -218,6 +218,9 @@ class TaskModule(L.LightningModule, ABC):
         # the root stays gathered: unembedding follows its forward at once
         fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
         register_fsdp_forward_method(self.model, "unembed")
+        for head in self.children():
+            if head is not self.model and any(True for _ in head.parameters()):
+                fully_shard(head, mesh=mesh)
 
     @property
     def is_sharded(self) -> bool:
