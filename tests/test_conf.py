@@ -74,7 +74,7 @@ def test_a_vocabulary_may_be_rounded_up_and_not_down(tiny_run: Callable[..., dic
 @pytest.mark.parametrize("choice", choices("trainer"))
 def test_trainer_composes(choice: str) -> None:
     config = composed(f"trainer={choice}")
-    assert config.trainer.max_steps == (2 if choice == "debug" else 560)
+    assert config.trainer.max_steps == (2 if choice == "debug" else 580)
 
 
 @pytest.mark.parametrize("choice", choices("experiment"))

@@ -161,14 +161,15 @@ class TaskModule(L.LightningModule, ABC):
         # the trainer divides by the micro-batches of a step, and averages gradients over ranks
         undo = self.trainer.accumulate_grad_batches * self.trainer.world_size
         total: Tensor | None = None
+        counts: dict[str, float] = {}  # two losses may be of the same examples
         for name, term in self.losses(batch).items():
-            count = batch.counts[term.counted] if term.divisor is None else term.divisor
+            count = counts[term.counted] = batch.counts[term.counted] if term.divisor is None else term.divisor
             part = term.sum * (term.weight * undo / count)
             total = part if total is None else total + part
             share = term.sum.detach() / count
             self.sums[name] = self.sums[name] + share if name in self.sums else share
-            if batch_idx % self.trainer.accumulate_grad_batches == 0:
-                self.trained_tokens += count
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.trained_tokens += sum(counts.values())
         self.read_tokens += batch.tokens
         assert total is not None, "a task has at least one loss"
         return total
