@@ -116,7 +116,8 @@ def _is_fusable(unembed: Unembed, hidden: Tensor) -> bool:
 def _is_sharded(unembed: Unembed) -> bool:
     """Whether FSDP2 hooks stand around the callable; their end-of-backward work must not run in a forward pass."""
     owner = unembed.__self__ if inspect.ismethod(unembed) else unembed
-    if not torch.distributed.is_available() or not isinstance(owner, nn.Module):
+    is_alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if is_alone or not isinstance(owner, nn.Module):
         return False
     from torch.distributed.fsdp import FSDPModule
 
