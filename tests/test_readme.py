@@ -27,6 +27,7 @@ STAND_INS = {
     "init_from=hub:HuggingFaceTB/SmolLM2-135M-Instruct": ["init_from=RUN"],
     "data=pydocs_chat": ["data=files", "data.train=talks.jsonl"],
     "data=pydocs_pairs": ["data=files", "data.train=preferences.jsonl"],
+    "data=pydocs_qa": ["data=files", "data.train=questions.csv"],
     "data=pydocs_summaries": ["data=files", "data.train=summaries.jsonl"],
     "data=gsm8k": ["data=files", "data.train=prompts.csv"],
     "monitor=val/exact": ["monitor=val/exact", "trainer.limit_val_batches=1.0"],  # the first have no row to answer
