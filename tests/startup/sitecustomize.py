@@ -33,4 +33,4 @@ class Hider:
 
 
 importlib.metadata.version = version
-sys.meta_path.insert(0, Hider)  # type: ignore[arg-type]
+sys.meta_path.insert(0, Hider)
