@@ -79,6 +79,12 @@ def projected(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product.add_(bias)
 
 
+def inverse_rms(hidden: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(hidden^2) + eps), (..., D) -> (..., 1). No gradients."""
+    length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+    return length.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
+
+
 class _GeluTanh(torch.autograd.Function):
     """As units * sigmoid(s (units + c units^3)), which needs an exponential where tanh costs three times as much."""
 
@@ -194,8 +200,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-        scale = norm.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
+        scale = inverse_rms(hidden, eps)
         normalized = hidden * scale
         ctx.save_for_backward(normalized if ctx.needs_input_grad[1] else hidden, weight, scale)
         return normalized * weight
@@ -221,17 +226,18 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
-        return _turned(heads, cosine, sine, 1)
+        return turned(heads, cosine, sine, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cosine, sine = ctx.saved_tensors
-        return _turned(gradient, cosine, sine, -1), None, None
+        return turned(gradient, cosine, sine, -1), None, None
 
 
-def _turned(heads: Tensor, cosine: Tensor, sine: Tensor, direction: int) -> Tensor:
-    output, half = heads * cosine, heads.shape[-1] // 2
+def turned(heads: Tensor, cosine: Tensor, sine: Tensor, direction: int, output: Tensor | None = None) -> Tensor:
+    """`rotated`, or with direction -1 turned back, written to `output` where it is given. No gradients."""
+    output, half = torch.mul(heads, cosine, out=output), heads.shape[-1] // 2
     first, second = heads.split(half, dim=-1)
     output[..., :half].addcmul_(second, sine[..., :half], value=-direction)
     output[..., half:].addcmul_(first, sine[..., half:], value=direction)

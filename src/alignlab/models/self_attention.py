@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from alignlab.models.kernels import projected
+from alignlab.models.kernels import inverse_rms, projected, turned
 
 BLOCK = 64  # queries whose scores are computed together
 
@@ -66,25 +66,16 @@ class _Turn(NamedTuple):
         output = heads.new_empty(heads.shape)
         if self.cosine is None or self.sine is None:
             return torch.mul(heads, self.scale if weight is None else weight * self.scale, out=output)
-        half = heads.shape[-1] // 2
         cosine, sine = self.cosine, self.sine
         if weight is not None:  # a half is weighed as where it comes from
-            cosine, sine = cosine * weight, sine * weight.roll(half)
-        torch.mul(heads, cosine, out=output)
-        first, second = heads.split(half, dim=-1)
-        output[..., :half].addcmul_(second, sine[..., :half], value=-1)
-        output[..., half:].addcmul_(first, sine[..., half:])
-        return output
+            cosine, sine = cosine * weight, sine * weight.roll(heads.shape[-1] // 2)
+        return turned(heads, cosine, sine, 1, output)
 
     def backward(self, gradient: Tensor) -> Tensor:
         """Of the weighted heads, from that of the turned ones, both contiguous."""
         if self.cosine is None or self.sine is None:
             return gradient if self.scale == 1 else gradient.mul_(self.scale)
-        output, half = gradient * self.cosine, gradient.shape[-1] // 2
-        first, second = gradient.split(half, dim=-1)
-        output[..., :half].addcmul_(second, self.sine[..., half:])
-        output[..., half:].addcmul_(first, self.sine[..., :half], value=-1)
-        return output
+        return turned(gradient, self.cosine, self.sine, -1)
 
 
 class _SelfAttention(torch.autograd.Function):
@@ -136,8 +127,7 @@ def _arranged(
     """(B, H, T, Dh) of any strides, normalized and turned; and of the norm, its result and its factors."""
     if norm is None:
         return turn.forward(heads, None), None, None
-    length = torch.linalg.vector_norm(heads, dim=-1, keepdim=True)
-    inverse = length.square_().div_(heads.shape[-1]).add_(eps).rsqrt_()
+    inverse = inverse_rms(heads, eps)
     normalized = torch.mul(heads, inverse, out=heads.new_empty(heads.shape))
     return turn.forward(normalized, norm), normalized, inverse
 

@@ -102,11 +102,10 @@ class Classification(TaskModule):
         labels = found.get("labels")
         return None if labels is None else (labels["form"], list(labels["names"]))
 
-    def adopt(self, heads: dict[str, Tensor], found: dict[str, Any], place: str) -> None:
-        """A head that was trained without n-grams goes on with n-grams that say nothing yet."""
-        if heads and self.ngrams is not None:
-            heads = {"ngrams.embedding.weight": self.ngrams.embedding.weight.detach()} | heads
-        super().adopt(heads, found, place)
+    @property
+    def silent_when_fresh(self) -> tuple[str, ...]:
+        """The n-grams."""
+        return ("ngrams.embedding.weight",)
 
     def losses(self, batch: LabelBatch) -> dict[str, Term]:
         """{"loss": of the labels, "ngrams_loss" and "lm_loss", of the texts' tokens, where they are asked for}."""

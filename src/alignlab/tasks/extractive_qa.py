@@ -111,11 +111,10 @@ class ExtractiveQA(TaskModule):
         """First and last token mean the same for all rows with answers in their context."""
         return "first and last token of an answer" if "answers" in found else None
 
-    def adopt(self, heads: dict[str, Tensor], found: dict[str, Any], place: str) -> None:
-        """A head that was trained without marks goes on with marks that add nothing yet."""
-        if heads and self.match is not None and "match.weight" not in heads:
-            heads = heads | {"match.weight": torch.zeros_like(self.match.weight)}
-        super().adopt(heads, found, place)
+    @property
+    def silent_when_fresh(self) -> tuple[str, ...]:
+        """The marks."""
+        return ("match.weight",)
 
     def losses(self, batch: SpanBatch) -> dict[str, Term]:
         """{"loss": mean of the cross-entropies of first and last token, summed over the windows}."""

@@ -114,11 +114,17 @@ class TaskModule(L.LightningModule, ABC):
         """What the weights of the head stand for, as `found` in the data; None: the task has no such head."""
         return None
 
+    @property
+    def silent_when_fresh(self) -> tuple[str, ...]:
+        """Weights beside the head that change nothing until they learn; a run without them still hands on its head."""
+        return ()
+
     def adopt(self, heads: dict[str, Tensor], found: dict[str, Any], place: str) -> None:
         """Takes over `heads` of the task at `place` where they stand for the same things; else they are dropped."""
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
         if not heads:
             return
+        heads = {name: own[name] for name in self.silent_when_fresh if name in own} | heads
         shapes = [{name: value.shape for name, value in state.items()} for state in (own, heads)]
         before, now = self.meaning(found), self.meaning(self.found)
         if shapes[0] == shapes[1] and before == now is not None:
