@@ -36,6 +36,10 @@ MISTAKES = {
     "an unknown label": (f"{LABELS}messages.csv data.val=other.csv", "seen in training are ['bill', 'praise']"),
     "a GPU that four bits need": (f"{FILES}book.txt tuning=qlora", "use tuning=lora"),
     "a GPU that is not there": (f"{FILES}book.txt trainer=gpu", "use trainer=cpu"),
+    "an average of sharded weights": (
+        f"{FILES}book.txt trainer=fsdp trainer.devices=2 trainer.accelerator=cpu ema=0.9",
+        "expected ema=null",
+    ),
     "both resume and init_from": ("resume=RUN init_from=RUN", "give one of them"),
     "another batch size when going on": ("resume=RUN datamodule.batch_size=4", "cannot change when a run goes on"),
     "a run that is not there": ("init_from=RUM", "did you mean RUN?"),

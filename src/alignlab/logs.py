@@ -15,6 +15,7 @@ NOT_FOR_USERS = (
     r".*Mismatch dtype between input and weight.*",
     r".*smaller than the logging interval.*",
     r".*Precision bf16-mixed is not supported by the model summary.*",
+    r".*WeightAveraging doesn't support sharding.*",  # refused before
     r".*the default process group has not been initialized.*",
 )
 
