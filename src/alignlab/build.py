@@ -132,6 +132,7 @@ def assemble(
     task = node(config.task, model=model, tokenizer=tokenizer, optim=optim, **data.found())
     task.found = data.found()
     task.is_fresh = start is None
+    task.look_over(data.once("train"))
     if start is not None:
         task.adopt(start.heads, start.found, start.path)
     if task.needs_reference:

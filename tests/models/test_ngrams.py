@@ -1,5 +1,7 @@
 """Logits of n-grams against a plain loop over them, and what padding and short texts are to them."""
 
+import math
+
 import pytest
 import torch
 
@@ -24,6 +26,26 @@ def test_logits_are_the_sum_over_the_ngrams_of_a_text(longest: int) -> None:
         grams = [text[at : at + n] for n in range(1, longest + 1) for at in range(len(text) - n + 1)]
         rows = torch.stack([layer.embedding.weight[place(gram)] for gram in grams])
         torch.testing.assert_close(logits, rows.sum(dim=0) / len(grams) ** 0.5)
+
+
+def test_rare_ngrams_tell_more() -> None:
+    """The weights against plain counting, and logits by them."""
+    layer = Ngrams(2, 3)
+    torch.nn.init.normal_(layer.embedding.weight)
+    texts = [[5, 6, 5, 6], [5, 7], [5], [8, 5]]
+    ids = torch.tensor([text + [5] * (4 - len(text)) for text in texts])  # padding is no text that has 5 twice
+    layer.weigh([(ids[:3], torch.tensor([4, 2, 1])), (ids[3:], torch.tensor([2]))])
+    counts = {(5,): 4, (6,): 1, (7,): 1, (8,): 1, (5, 6): 1, (6, 5): 1, (5, 7): 1, (8, 5): 1}
+    expected = {gram: math.log(5 / (1 + count)) + 1 for gram, count in counts.items()}
+    assert set(layer.weights.nonzero().flatten().tolist()) == {place(list(gram)) for gram in counts}
+    for gram, weight in expected.items():
+        assert float(layer.weights[place(list(gram))]) == pytest.approx(weight)
+    told = [(5,), (9,), (5, 7), (7, 9), (7,)]  # of which nobody has had 9
+    weights = torch.tensor([expected.get(gram, 0.0) for gram in told])
+    rows = torch.stack([layer.embedding.weight[place(list(gram))] for gram in told])
+    asked = layer(torch.tensor([[5, 7, 9]]), torch.tensor([3]))[0]
+    torch.testing.assert_close(asked, weights @ rows / weights.square().sum().sqrt())
+    assert layer(torch.tensor([[9]]), torch.tensor([1])).abs().max() == 0
 
 
 def test_padding_is_no_part_of_a_text() -> None:

@@ -102,10 +102,15 @@ class Classification(TaskModule):
         labels = found.get("labels")
         return None if labels is None else (labels["form"], list(labels["names"]))
 
+    def look_over(self, batches: Iterable[LabelBatch]) -> None:
+        """How many texts have an n-gram, which says how much it tells."""
+        if self.ngrams is not None:
+            self.ngrams.weigh((batch.ids, batch.lengths) for batch in batches)
+
     @property
     def silent_when_fresh(self) -> tuple[str, ...]:
         """The n-grams."""
-        return ("ngrams.embedding.weight",)
+        return ("ngrams.embedding.weight", "ngrams.weights")
 
     def losses(self, batch: LabelBatch) -> dict[str, Term]:
         """{"loss": of the labels, "ngrams_loss" and "lm_loss", of the texts' tokens, where they are asked for}."""

@@ -114,6 +114,10 @@ class TaskModule(L.LightningModule, ABC):
         """What the weights of the head stand for, as `found` in the data; None: the task has no such head."""
         return None
 
+    def look_over(self, batches: Iterable[Any]) -> None:
+        """Counts what a fresh task wants to know of all training examples, given once each; here nothing."""
+        return
+
     @property
     def silent_when_fresh(self) -> tuple[str, ...]:
         """Weights beside the head that change nothing until they learn; a run without them still hands on its head."""
