@@ -1,6 +1,7 @@
 """Whole sweeps as a user starts them: side by side, killed half-way and started again, two in the same second."""
 
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -52,16 +53,16 @@ def rows_of(sweep: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def alive(folder: Path, module: str = "alignlab.sweep") -> list[str]:
-    """Processes that `module` runs in `folder`."""
-    told = []
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = place.read_bytes().decode().split("\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        told += [word for word in words if module in words and word.startswith(str(folder))]
-    return told
+def alive(sweep: Path) -> list[str]:
+    """The jobs of `sweep` that some process trains."""
+    names = []
+    for lock in sweep.glob("*/.hydra/lock"):
+        with open(lock) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                names.append(lock.parent.parent.name)
+    return names
 
 
 @pytest.fixture(scope="module")

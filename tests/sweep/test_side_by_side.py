@@ -15,7 +15,7 @@ from alignlab.commandline import prepare
 from alignlab.errors import UserError
 from alignlab.sweep import outcome, side_by_side
 from alignlab.sweep.outcome import Outcome
-from alignlab.sweep.pool import Pool
+from alignlab.sweep.pool import Pool, own_process
 from alignlab.sweep.settings import Parallel
 from alignlab.sweep.side_by_side import Job, run_side_by_side
 from tests.conftest import TINY, train
@@ -25,7 +25,7 @@ from tests.sweep.folders import made_up
 def pool(script: str, size: int, told: list[str]) -> Pool:
     return Pool(
         size=size,
-        command=lambda folder: [sys.executable, "-c", script, str(folder)],
+        start=lambda folder, environment: own_process([sys.executable, "-c", script, str(folder)], folder, environment),
         environment=lambda place: {"PLACE": str(place)},
         started=lambda folder: told.append(f"+{folder.name}"),
         ended=lambda folder, code: told.append(f"-{folder.name} {code}"),
@@ -64,7 +64,7 @@ def test_a_signal_stops_what_runs_and_starts_nothing_more(tmp_path: Path) -> Non
 def test_done_jobs_are_left_and_killed_ones_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    config = OmegaConf.create({"monitor": "val/loss"})
+    config = OmegaConf.create({"monitor": "val/loss", "trainer": {"accelerator": "cpu", "devices": 1}})
     made_up(tmp_path / "0", "seed=0", best_val_loss=1.5)
     made_up(tmp_path / "2", "seed=5", best_val_loss=0.5)
     monkeypatch.setattr(side_by_side.sys, "executable", "/bin/false")  # ends with 1, and writes nothing down

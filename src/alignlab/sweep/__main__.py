@@ -16,13 +16,13 @@ from alignlab.sweep.job import attempt
 LOOK = 1.0  # seconds
 
 
-def main(folder: Path) -> None:
-    """Trains, and writes down what came of it; stops as after SIGTERM when the process of the sweep is gone.
+def main(folder: Path, parent: int) -> None:
+    """Trains, and writes down what came of it; stops as after SIGTERM when `parent`, which started it, is gone.
 
     Waits while another process trains there: one that a killed sweep left, or that stands in a queue twice.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's word to the whole job that time is up; our parent answers
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     with guard(), open(folder / ".hydra" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         config = OmegaConf.load(folder / ".hydra" / "config.yaml")
@@ -37,4 +37,4 @@ def _follow(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), os.getppid())

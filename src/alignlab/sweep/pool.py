@@ -1,4 +1,4 @@
-"""Processes side by side, no more than so many at once; a signal stops them all, a second one ends them at once."""
+"""Jobs side by side, no more than so many at once; a signal stops them all, a second one ends them at once."""
 
 import os
 import signal
@@ -8,24 +8,50 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 WAIT = 0.1  # seconds between looks at the processes
 
 
+class Process(Protocol):
+    """What a pool asks of a job that runs, as of subprocess.Popen."""
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Signal `number`, unless it has ended."""
+
+    def kill(self) -> None:
+        """Ends it at once."""
+
+
+def own_process(command: list[str], folder: Path, environment: dict[str, str]) -> Process:
+    """`command`, with `environment` upon ours; what it prints goes to terminal.log in `folder`."""
+    with open(folder / "terminal.log", "ab") as file:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches it through us, once
+        )
+
+
 @dataclass
 class Pool:
-    """Runs `command(folder)` for each folder; what it prints goes to terminal.log there.
+    """Runs the job of each folder: `start(folder, environment)` gives a process of its own.
 
     `started` and `ended` are told of each, the latter with its exit code.
     """
 
     size: int
-    command: Callable[[Path], list[str]]
+    start: Callable[[Path, dict[str, str]], Process]
     environment: Callable[[int], dict[str, str]]
     started: Callable[[Path], None]
     ended: Callable[[Path, int], None]
-    running: dict[int, tuple[Path, subprocess.Popen]] = field(default_factory=dict)
+    running: dict[int, tuple[Path, Process]] = field(default_factory=dict)
     received: int | None = None
 
     def run(self, folders: list[Path]) -> None:
@@ -51,16 +77,10 @@ class Pool:
     def _start(self, folder: Path) -> None:
         place = next(number for number in range(self.size) if number not in self.running)
         self.started(folder)
-        with open(folder / "terminal.log", "ab") as file:
-            process = subprocess.Popen(
-                self.command(folder),
-                env={**os.environ, **self.environment(place)},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches it through us, once
-            )
+        process = self.start(folder, self.environment(place))
         self.running[place] = (folder, process)
+        if self.received is not None:  # while it started
+            process.send_signal(self.received)
 
     def _collect(self) -> None:
         for place, (folder, process) in list(self.running.items()):

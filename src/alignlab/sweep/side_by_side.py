@@ -12,8 +12,9 @@ from alignlab.sweep import outcome
 from alignlab.sweep.cluster import Queue
 from alignlab.sweep.fleet import Fleet
 from alignlab.sweep.job import metric, refuse_others, say, swept
+from alignlab.sweep.nursery import nursery
 from alignlab.sweep.outcome import Outcome
-from alignlab.sweep.pool import Pool
+from alignlab.sweep.pool import Pool, Process, own_process
 from alignlab.sweep.settings import Parallel, Ray, Slurm
 
 
@@ -57,16 +58,25 @@ def run_side_by_side(jobs: list[Job], settings: Parallel | Slurm | Ray) -> list[
     elif isinstance(settings, Ray):
         runner = Fleet(settings=settings, started=started, ended=ended)
     else:
-        command = [sys.executable, "-m", "alignlab.sweep"]
         runner = Pool(
             size=settings.jobs or 1,
-            command=lambda folder: [*command, str(folder)],
+            start=nursery().start if all(map(_is_forked, jobs)) else _as_process,
             environment=settings.environment,
             started=started,
             ended=lambda folder, code: ended(folder, _how(code)),
         )
     runner.run(list(by_folder))
     return [metric(job.config, job.folder) for job in jobs]
+
+
+def _is_forked(job: Job) -> bool:
+    """Whether the job may share a process that has done its imports: on Linux, one process on a CPU."""
+    plain = {"accelerator": "cpu", "devices": 1}
+    return sys.platform == "linux" and all(job.config.trainer.get(name) == value for name, value in plain.items())
+
+
+def _as_process(folder: Path, environment: dict[str, str]) -> Process:
+    return own_process([sys.executable, "-m", "alignlab.sweep", str(folder)], folder, environment)
 
 
 def _how(code: int) -> str:
