@@ -102,7 +102,9 @@ def build(
         model = GPT(model_config, recompute_activations=config.recompute_activations)
     if start is not None:
         load_weights(model, start.weights)
-    return assemble(config, start, rows, tokenizer, data, model, resumes=resumes)
+    parts = assemble(config, start, rows, tokenizer, data, model, resumes=resumes)
+    parts.task.look_over(data.once("train"))
+    return parts
 
 
 def text_of(
@@ -132,7 +134,6 @@ def assemble(
     task = node(config.task, model=model, tokenizer=tokenizer, optim=optim, **data.found())
     task.found = data.found()
     task.is_fresh = start is None
-    task.look_over(data.once("train"))
     if start is not None:
         task.adopt(start.heads, start.found, start.path)
     if task.needs_reference:

@@ -103,8 +103,8 @@ class Classification(TaskModule):
         return None if labels is None else (labels["form"], list(labels["names"]))
 
     def look_over(self, batches: Iterable[LabelBatch]) -> None:
-        """How many texts have an n-gram, which says how much it tells."""
-        if self.ngrams is not None:
+        """How many texts have an n-gram, which says how much it tells to a table that knows nothing yet."""
+        if self.ngrams is not None and not self.ngrams.embedding.weight.any():
             self.ngrams.weigh((batch.ids, batch.lengths) for batch in batches)
 
     @property

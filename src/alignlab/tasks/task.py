@@ -115,7 +115,7 @@ class TaskModule(L.LightningModule, ABC):
         return None
 
     def look_over(self, batches: Iterable[Any]) -> None:
-        """Counts what a fresh task wants to know of all training examples, given once each; here nothing."""
+        """Counts what the task wants to know of all training examples, given once each, before it learns; nothing."""
         return
 
     @property
