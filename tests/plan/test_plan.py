@@ -1,5 +1,6 @@
 """A plan against exact arithmetic, against torch's own counters, and against a measured process."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -25,6 +26,12 @@ SMALL = tuple(option for option in TINY if not option.startswith("trainer.precis
 @pytest.fixture
 def files(corpus: Path) -> list[str]:
     return ["data=files", f"data.train={corpus}", *SMALL]
+
+
+@functools.cache
+def on_h100(*files: str) -> Plan:
+    """The plan of these files alone, which several tests compare with others."""
+    return plan([*files, *ON_GPU], gpu_name="h100")
 
 
 def tiny_parameters(vocabulary: int, width: int = 32, layers: int = 2) -> int:
@@ -54,7 +61,7 @@ def test_a_gpu_holds_more_than_tensors(files: list[str]) -> None:
 
 
 def test_sharding_divides_what_it_divides(files: list[str]) -> None:
-    whole = plan([*files, *ON_GPU], gpu_name="h100").memory.parts
+    whole = on_h100(*files).memory.parts
     shared = plan([*files, "trainer=fsdp", "trainer.devices=4", "trainer.precision=32-true"], gpu_name="h100")
     assert shared.ranks == 4
     assert shared.memory.parts["weights"] == pytest.approx(whole["weights"] / 4, rel=0.01)
@@ -72,7 +79,7 @@ def test_flops_are_those_that_torch_counts(files: list[str]) -> None:
     from alignlab.models.config import GPTConfig
     from alignlab.models.gpt import GPT
 
-    found = plan([*files, *ON_GPU], gpu_name="h100")
+    found = on_h100(*files)
     vocabulary = (found.parameters - tiny_parameters(0)) // 32
     model = GPT(
         GPTConfig(
@@ -89,7 +96,7 @@ def test_flops_are_those_that_torch_counts(files: list[str]) -> None:
 
 
 def test_recomputing_trades_memory_for_time(files: list[str]) -> None:
-    plain = plan([*files, *ON_GPU], gpu_name="h100")
+    plain = on_h100(*files)
     again = plan([*files, *ON_GPU, "recompute_activations=true"], gpu_name="h100")
     assert again.memory.parts["activations"] < plain.memory.parts["activations"] / 2
     # per layer q, k, v, o and up (2 x 8 D^2) and attention (4 T D); down is not run again, its result is needed by none

@@ -129,6 +129,6 @@ def largest(total: Callable[[int], int], rows: int, room: int) -> int:
                 return low
         slope = max(1.0, (tried[high] - tried[low]) / (high - low))
         guess = low + int((room - tried[low]) / slope)
-        guess = max(low + 1, min(guess, high - 1)) if too_large else max(high + 1, min(guess, 8 * high))
+        guess = max(low + 1, min(guess, high - 1)) if too_large else max(high + 1, min(guess, 64 * high))
         tried[guess] = total(guess)
     return max((size for size, bytes_ in tried.items() if bytes_ <= room), default=0)
