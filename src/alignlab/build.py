@@ -103,7 +103,7 @@ def build(
     if start is not None:
         load_weights(model, start.weights)
     parts = assemble(config, start, rows, tokenizer, data, model, resumes=resumes)
-    parts.task.look_over(data.once("train"))
+    parts.task.look_over(data.whole("train"))
     return parts
 
 
@@ -243,7 +243,8 @@ def task_of(start: Origin, model: GPT) -> TaskModule:
     task = node(config.task, model=model, tokenizer=start.tokenizer, optim=optim, **start.found)
     task.found = start.found
     own = {name: value for name, value in task.state_dict().items() if not name.startswith("model.")}
-    if own.keys() != start.heads.keys():
+    heads = task.with_silent(start.heads)
+    if own.keys() != heads.keys():
         raise ValueError(f"{start.path} holds heads {list(start.heads)}; its task has {list(own)}")
-    task.load_state_dict(start.heads, strict=False)
+    task.load_state_dict(heads, strict=False)
     return task.eval()

@@ -87,9 +87,9 @@ def needs_launch(config: DictConfig) -> bool:
 
 def run_ranks(config: DictConfig, folder: Path) -> int:
     """Trains on all devices of this machine, a child process each; returns the exit code."""
-    from alignlab.trainer import ranks_of, require_runnable
+    from alignlab.trainer import ranks_of, require_device
 
-    require_runnable(config)
+    require_device(config)
     ranks = ranks_of(config)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -27,7 +27,7 @@ from alignlab.origin import Origin, origin, origin_of
 from alignlab.summary import show_summary
 from alignlab.sweep.outcome import PRUNED_CODE
 from alignlab.tasks.reference import fingerprint
-from alignlab.trainer import Callbacks, horizon_of, make_callbacks, make_trainer, ranks_of, require_runnable
+from alignlab.trainer import Callbacks, horizon_of, make_callbacks, make_trainer, ranks_of, require_device
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
 
     Raises ValueError for what a user can mend, Stopped after a signal, NotFinite where training diverged.
     """
-    require_runnable(config)
+    require_device(config)
     instantiate(config.tuning, _convert_="all").require()
     if config.trainer.get("accelerator") == "cpu":
         keep_freed_memory()

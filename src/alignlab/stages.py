@@ -28,28 +28,37 @@ OF_THE_RECIPE = ("sweep", "hydra.", "resume", "stages", "experiment", "init_from
 
 def run_stages(config: DictConfig, folder: Path, command_line: list[str]) -> None:
     """Runs every stage that is not done; exits with the code of one that fails."""
-    places: list[str] = []
-    done: dict[str, Any] = {}
-    for number, stage in enumerate(config.stages):
+    tasks = [str(stage.get("task", "pretrain")) for stage in config.stages]
+    places = [folder / "stages" / f"{number}-{task}" for number, task in enumerate(tasks)]
+    missing: dict[int, tuple[DictConfig, list[str]]] = {}
+    for number, stage in enumerate(config.stages):  # all are checked before the first is trained
         before = started_from(stage, number, places, config.init_from)
-        task = str(stage.get("task", "pretrain"))
-        place = folder / "stages" / f"{number}-{task}"
-        if not (place / ".hydra" / "config.yaml").is_file():
+        if not (places[number] / ".hydra" / "config.yaml").is_file():
             overrides = stage_overrides(config, stage, command_line, before)
-            composed = composed_stage(overrides)
-            check(composed, trusted(command_line))
+            missing[number] = composed_stage(overrides), overrides
+            _check_stage(missing[number][0], command_line)
+    done: dict[str, Any] = {}
+    for number, (task, place) in enumerate(zip(tasks, places, strict=True)):
+        if number in missing:
+            composed, overrides = missing[number]
             freeze(composed, place, overrides)
-        log.info("stage %d of %d: %s in %s", number + 1, len(config.stages), task, place)
+        log.info("stage %d of %d: %s in %s", number + 1, len(tasks), task, place)
         if (code := run_children([child_command(place)], [{}])) != 0:
             raise SystemExit(code)
         values = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
         done |= {f"stage/{number}/{name}": value for name, value in values.items()}
-        places.append(str(place))
-    take_over(folder, Path(places[-1]), done)
-    show_stages(done, [str(stage.get("task", "pretrain")) for stage in config.stages])
+    take_over(folder, places[-1], done)
+    show_stages(done, tasks)
 
 
-def started_from(stage: DictConfig, number: int, places: list[str], init_from: str | None) -> str | None:
+def _check_stage(composed: DictConfig, command_line: list[str]) -> None:
+    """Raises UserError for what no class of ours would accept; the run it starts from need not be there yet."""
+    checked = composed.copy()
+    checked.init_from = None
+    check(checked, trusted(command_line))
+
+
+def started_from(stage: DictConfig, number: int, places: list[Path], init_from: str | None) -> str | None:
     """Where a stage starts: from the one before, from the stage that its `after` numbers, the first from `init_from`.
 
     Raises ValueError for a stage that is not done by then.
@@ -57,7 +66,7 @@ def started_from(stage: DictConfig, number: int, places: list[str], init_from: s
     after = stage.get("after", number - 1)
     if not isinstance(after, int) or not -1 <= after < number:
         raise ValueError(f"stages.{number}.after is {after!r}; expected the number of an earlier stage, below {number}")
-    return places[after] if after >= 0 else init_from
+    return str(places[after]) if after >= 0 else init_from
 
 
 def stage_overrides(config: DictConfig, stage: DictConfig, command_line: list[str], before: str | None) -> list[str]:

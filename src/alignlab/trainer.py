@@ -231,16 +231,11 @@ def resolve_strategy(asked: Any, ranks: int) -> Any:
     return asked
 
 
-def require_runnable(config: DictConfig) -> None:
-    """Raises ValueError, before anything is read, for a GPU that is not here, and for an average of sharded weights."""
+def require_device(config: DictConfig) -> None:
+    """Raises ValueError where the trainer asks for a GPU that this machine does not have, before anything is read."""
     accelerator = config.trainer.get("accelerator", "auto")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
         raise ValueError("trainer.accelerator is gpu, but this machine has no GPU that torch can use; use trainer=cpu")
     devices = config.trainer.get("devices", 1)
     if accelerator in ("gpu", "cuda") and isinstance(devices, int) and devices > max(1, torch.cuda.device_count()):
         raise ValueError(f"trainer.devices is {devices}; this machine has {torch.cuda.device_count()} GPU")
-    if config.ema is not None and config.trainer.get("strategy") == "fsdp" and ranks_of(config) > 1:
-        raise ValueError(
-            f"ema is {config.ema}, but trainer=fsdp shards the weights, of which no average is kept; "
-            "expected ema=null, or trainer=ddp"
-        )

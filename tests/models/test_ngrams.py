@@ -31,10 +31,10 @@ def test_logits_are_the_sum_over_the_ngrams_of_a_text(longest: int) -> None:
 def test_rare_ngrams_tell_more() -> None:
     """The weights against plain counting, and logits by them."""
     layer = Ngrams(2, 3)
-    torch.nn.init.normal_(layer.embedding.weight)
     texts = [[5, 6, 5, 6], [5, 7], [5], [8, 5]]
     ids = torch.tensor([text + [5] * (4 - len(text)) for text in texts])  # padding is no text that has 5 twice
     layer.weigh([(ids[:3], torch.tensor([4, 2, 1])), (ids[3:], torch.tensor([2]))])
+    torch.nn.init.normal_(layer.embedding.weight)
     counts = {(5,): 4, (6,): 1, (7,): 1, (8,): 1, (5, 6): 1, (6, 5): 1, (5, 7): 1, (8, 5): 1}
     expected = {gram: math.log(5 / (1 + count)) + 1 for gram, count in counts.items()}
     assert set(layer.weights.nonzero().flatten().tolist()) == {place(list(gram)) for gram in counts}
@@ -46,6 +46,9 @@ def test_rare_ngrams_tell_more() -> None:
     asked = layer(torch.tensor([[5, 7, 9]]), torch.tensor([3]))[0]
     torch.testing.assert_close(asked, weights @ rows / weights.square().sum().sqrt())
     assert layer(torch.tensor([[9]]), torch.tensor([1])).abs().max() == 0
+    before = layer.weights.clone()
+    layer.weigh([(torch.tensor([[9, 5]]), torch.tensor([2]))])  # which has learned: what is new gets a weight, no other
+    assert set((layer.weights != before).nonzero().flatten().tolist()) == {place([9]), place([9, 5])}
 
 
 def test_padding_is_no_part_of_a_text() -> None:

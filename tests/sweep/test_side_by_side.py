@@ -53,12 +53,13 @@ def test_a_signal_stops_what_runs_and_starts_nothing_more(tmp_path: Path) -> Non
     for folder in folders:
         folder.mkdir()
     told: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(SystemExit) as ended:
         pool("import time; time.sleep(60)", 2, told).run(folders)
     assert ended.value.code == 143
     assert sorted(told) == ["+0", "+1", "-0 -15", "-1 -15"]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_done_jobs_are_left_and_killed_ones_are_told(

@@ -49,6 +49,7 @@ def check(cfg: DictConfig, trust: Sequence[str] = ()) -> None:
             _check_holder(str(name), value)
     for path, node in _targets(plain, ""):
         _check_node(path, node, trust)
+    _check_average(plain)
 
 
 def check_targets(settings: dict[str, Any], place: str) -> None:
@@ -127,6 +128,15 @@ def _check_start(plain: dict[str, Any]) -> None:
         existing("resume", resume)
     if isinstance(init_from, str) and not init_from.startswith("hub:"):
         existing("init_from", init_from)
+
+
+def _check_average(plain: dict[str, Any]) -> None:
+    trainer = plain.get("trainer") or {}
+    if plain.get("ema") is not None and trainer.get("strategy") == "fsdp" and trainer.get("devices", 1) not in (1, "1"):
+        raise UserError(
+            f"ema is {plain['ema']}, but trainer=fsdp shards the weights, of which no average is kept\n"
+            "expected ema=null, or trainer=ddp"
+        )
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -21,6 +21,7 @@ from alignlab.data.order import Order
 
 Kind = Literal["text", "labels", "span", "response", "chat", "pairs", "prompts"]
 SPLITS = ("train", "val", "test")
+AT_ONCE = 256  # rows that are looked over together
 
 
 class Rows(Protocol):
@@ -205,13 +206,20 @@ class TextData(L.LightningDataModule, ABC):
         """Batches of every example of a split once over all ranks, in an order of its own."""
         return self._evaluation(split)
 
+    def whole(self, split: str) -> Iterator[Any]:
+        """Batches of every example of a split once on each rank, made here and without a trainer."""
+        if (examples := self.examples(split)) is None:
+            return
+        arranged = _longest_first(examples)
+        for start in range(0, len(arranged), AT_ONCE):
+            indices = arranged[start : start + AT_ONCE]
+            yield examples.batch(indices, {}, len(indices))
+
     def _evaluation(self, split: str) -> DataLoader | list:
         examples = self.examples(split)
         if examples is None or len(examples) == 0:
             return []
-        total = len(examples)
-        # longest first: too large a batch fails at once, and little is padded
-        arranged = np.arange(total) if examples.lengths is None else np.argsort(-examples.lengths, kind="stable")
+        total, arranged = len(examples), _longest_first(examples)
         rank = self.trainer.global_rank if self.trainer is not None else 0
         shares = EvaluationShares(arranged=arranged, batch_size=self.batch_size, ranks=self.ranks, rank=rank)
         return self._loader(split, shares, range(-(-total // (self.batch_size * self.ranks))))
@@ -227,6 +235,13 @@ class TextData(L.LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each new iterator draws from the global generator
         )
+
+
+def _longest_first(examples: Examples) -> np.ndarray:
+    """(N,) in that order too large a batch fails at once, and little is padded."""
+    if examples.lengths is None:
+        return np.arange(len(examples))
+    return np.argsort(-examples.lengths, kind="stable")
 
 
 class _Sequence(Sampler[int]):

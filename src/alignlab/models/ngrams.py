@@ -19,7 +19,7 @@ _STEP, _SPREAD = 1_000_003, -7046029254386353131  # an odd number, and 2^64 / th
 
 
 class Ngrams(nn.Module):
-    """Logits (C,) of a text: the sum of w R over its n-grams of up to `longest` tokens, over the length of all its w.
+    """Logits (C,) of a text: sum(w R) / sqrt(sum(w^2)) over its n-grams of up to `longest` tokens.
 
     R is an n-gram's row of the table and w its weight: 1 before `weigh` was told of texts.
     """
@@ -35,7 +35,8 @@ class Ngrams(nn.Module):
     def weigh(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Sets the weights by the N texts of `batches`, ids (B, T) and lengths (B,): ln((1 + N) / (1 + n)) + 1.
 
-        n are the texts that have an n-gram of that row; 0 where none has.
+        n are the texts that have an n-gram of that row; 0 where none has. Where the table has learned, it gives weights
+        only to rows that had none, for what it knows goes with those it had.
         """
         texts, counts = 0, torch.zeros(BUCKETS, dtype=torch.int64)
         for ids, lengths in batches:
@@ -43,8 +44,9 @@ class Ngrams(nn.Module):
             of_text = torch.arange(len(ids))[:, None] * BUCKETS + rows
             counts += torch.bincount(of_text[is_there].unique() % BUCKETS, minlength=BUCKETS)
             texts += len(ids)
-        told = ((1 + texts) / (1 + counts)).log() + 1
-        self.weights.copy_(told.masked_fill(counts == 0, 0.0))
+        told = (((1 + texts) / (1 + counts)).log() + 1).masked_fill(counts == 0, 0.0)
+        has_learned = bool(self.embedding.weight.any())
+        self.weights.copy_(torch.where(self.weights == 0, told, self.weights) if has_learned else told)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B, C) in fp32 of token ids (B, T), of which the first `lengths` (B,) of each row count."""

@@ -33,7 +33,7 @@ def advice(run: Run) -> list[Change]:
         options.append("trainer.precision=bf16-true")
     if run.config.tuning["_target_"].endswith(".Full"):
         options.append("tuning=lora")
-    if not run.device.is_cpu and run.strategy != "fsdp":
+    if not run.device.is_cpu and run.strategy != "fsdp" and run.config.ema is None:
         options.append(f"trainer=fsdp trainer.devices={max(8, run.ranks)}")
     changes = [_change(run, option.split()) for option in options]
     changes += [found for found in (_smaller(run), _shorter(run)) if found is not None]

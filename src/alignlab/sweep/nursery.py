@@ -6,8 +6,10 @@ a GPU that a parent has looked at is lost to its forks. Torch-free but for that 
 """
 
 import atexit
+import contextlib
 import functools
 import gc
+import itertools
 import json
 import os
 import select
@@ -19,23 +21,35 @@ from pathlib import Path
 from typing import NoReturn
 
 WAIT = 0.02  # seconds between looks at orders and at jobs that have ended
+FOR_JOBS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # which the forking process leaves to them
 
 
 @dataclass
 class Forked:
-    """A job, as far as a pool asks for what subprocess.Popen has."""
+    """A job, as far as a pool asks for what subprocess.Popen has; until it is forked a signal calls it off."""
 
-    pid: int
+    number: int
+    parent: subprocess.Popen  # that forks it
     nursery: "Nursery"
+    pid: int | None = None
+    code: int | None = None
 
     def poll(self) -> int | None:
         """Its exit code, -N after signal N; None while it runs."""
-        return self.nursery.code_of(self.pid)
+        if self.code is None:
+            self.nursery.listen()
+        if self.code is None and self.parent.poll() is not None and not (self.pid is not None and _lives(self.pid)):
+            # it could not even import; or nobody was there to see how the job ended, and its outcome may tell
+            self.code = self.parent.returncode if self.pid is None else -signal.SIGKILL
+        return self.code
 
     def send_signal(self, number: int) -> None:
-        """Signal `number` for the job, unless it has ended."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        """Signal `number` for the job, unless it has ended. Reads nothing, for a signal's handler may call it."""
+        if self.code is None and self.pid is None:
+            self.code = -number
+        elif self.code is None and self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Ends it at once."""
@@ -44,67 +58,68 @@ class Forked:
 
 @dataclass
 class Nursery:
-    """Starts jobs. The process that forks them is started with the first, and again where somebody ended it."""
+    """Orders jobs. The process that forks them is started with the first, and again where somebody ended it."""
 
     process: subprocess.Popen | None = None
     rest: bytes = b""  # of what it told, after the last whole line
-    codes: dict[int, int] = field(default_factory=dict)  # of jobs that have ended
+    jobs: dict[int, Forked] = field(default_factory=dict)  # that have not ended, by number
+    numbers: itertools.count = field(default_factory=itertools.count)
 
     def start(self, folder: Path, environment: dict[str, str]) -> Forked:
-        """The job that is frozen in `folder`, with `environment` upon ours; its words go to terminal.log there."""
-        if self.process is None or self.process.poll() is not None:
-            self.close()
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "alignlab.sweep.nursery"],
-                env={**os.environ, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-                start_new_session=True,  # Ctrl-C reaches the jobs through the pool, once
-            )  # fmt: skip
-        assert self.process.stdin is not None
-        order = json.dumps({"folder": str(folder), "environment": environment})
-        try:
-            self.process.stdin.write(f"{order}\n".encode())
-            while (pid := self._listen(None)) is None and self.process.poll() is None:
-                pass
-        except BrokenPipeError:
-            pid = None
-        if pid is None:  # it could not even import; it has said why
-            self.codes[pid := -self.process.pid] = self.process.wait()
-        return Forked(pid, self)
+        """The job that is frozen in `folder`, with `environment` upon what was ours when the first job was ordered.
 
-    def code_of(self, pid: int) -> int | None:
-        """The exit code of a job; None while it runs."""
-        self._listen(0)
-        if pid not in self.codes and (self.process is None or self.process.poll() is not None) and not _lives(pid):
-            self.codes[pid] = -signal.SIGKILL  # nobody was there to see how it ended; its outcome may tell
-        return self.codes.get(pid)
+        What it prints goes to terminal.log there. Returns at once.
+        """
+        if self.process is None or self.process.poll() is not None:
+            self._begin(folder)
+        assert self.process is not None
+        assert self.process.stdin is not None
+        job = Forked(next(self.numbers), self.process, self)
+        self.jobs[job.number] = job
+        order = json.dumps({"number": job.number, "folder": str(folder), "environment": environment})
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as `poll` will find
+            self.process.stdin.write(f"{order}\n".encode())
+        return job
+
+    def listen(self) -> None:
+        """Hears what there is to hear: which jobs were forked, and which have ended."""
+        while self.process is not None and self.process.stdout is not None:
+            if not select.select([self.process.stdout], [], [], 0)[0]:
+                return
+            if not (told := os.read(self.process.stdout.fileno(), 65536)):
+                return
+            *lines, self.rest = (self.rest + told).split(b"\n")
+            for line in lines:
+                self._hear(**json.loads(line))
 
     def close(self) -> None:
         """Ends the process, and with it the jobs that still run."""
         if self.process is not None:
-            assert self.process.stdin is not None
-            assert self.process.stdout is not None
-            self.process.stdin.close()
-            self.process.wait()
-            self.process.stdout.close()
+            self.process.kill()
+            self.process.communicate()
         self.process, self.rest = None, b""
 
-    def _listen(self, seconds: float | None) -> int | None:
-        """Hears what it tells within that time, or until it tells something; the pid of a job it has forked, if any."""
-        assert self.process is not None
-        assert self.process.stdout is not None
-        forked = None
-        while select.select([self.process.stdout], [], [], seconds)[0]:
-            if not (told := os.read(self.process.stdout.fileno(), 65536)):
-                break
-            *lines, self.rest = (self.rest + told).split(b"\n")
-            for line in lines:
-                event = json.loads(line)
-                if event["code"] is None:
-                    forked = event["pid"]
-                else:
-                    self.codes[event["pid"]] = event["code"]
-            seconds = 0
-        return forked
+    def _begin(self, folder: Path) -> None:
+        self.listen()  # to the last words of one that has ended
+        self.close()
+        # one thread: a process that forks had better have no other
+        own = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        with open(folder / "terminal.log", "ab") as file:  # where a job that cannot begin is looked for
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "alignlab.sweep.nursery"],
+                env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, bufsize=0,
+                start_new_session=True,  # Ctrl-C reaches the jobs through the pool, once
+            )  # fmt: skip
+
+    def _hear(self, number: int, pid: int, code: int | None) -> None:
+        job = self.jobs[number]
+        if code is not None:
+            job.code = code if job.code is None else job.code
+            del self.jobs[number]
+        elif job.code is None:
+            job.pid = pid
+        else:  # called off meanwhile
+            os.kill(pid, signal.SIGKILL)
 
 
 @functools.cache
@@ -126,33 +141,39 @@ def _lives(pid: int) -> bool:
 
 def serve() -> None:
     """Forks for every order until the input ends."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, FOR_JOBS)
+    replies = os.dup(1)
+    os.dup2(2, 1)  # nobody else tells
+
     import torch.utils.tensorboard  # noqa: F401  for those that follow
 
     import alignlab.run  # noqa: F401  the same
 
     gc.freeze()  # no job looks through what was imported, nor copies its pages
-    replies = os.dup(1)
-    os.dup2(2, 1)  # nobody else tells
-    running, rest = 0, b""
+    running: dict[int, int] = {}  # pid -> number
+    rest = b""
     while True:
         if select.select([0], [], [], WAIT if running else None)[0]:
             if not (told := os.read(0, 65536)):
                 return
             *orders, rest = (rest + told).split(b"\n")
-            for order in orders:
-                parent = os.getpid()
+            for order in map(json.loads, orders):
+                parent, number = os.getpid(), order.pop("number")
                 if (pid := os.fork()) == 0:
                     os.close(replies)
-                    become(**json.loads(order), parent=parent)
-                running += 1
-                os.write(replies, f"{json.dumps({'pid': pid, 'code': None})}\n".encode())
+                    become(**order, parent=parent)
+                running[pid] = number
+                _tell(replies, number=number, pid=pid, code=None)
         while running:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
-            running -= 1
-            ended = {"pid": pid, "code": os.waitstatus_to_exitcode(status)}
-            os.write(replies, f"{json.dumps(ended)}\n".encode())
+            _tell(replies, number=running.pop(pid), pid=pid, code=os.waitstatus_to_exitcode(status))
+
+
+def _tell(replies: int, **event: int | None) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody is there to hear; the end of the input comes next
+        os.write(replies, f"{json.dumps(event)}\n".encode())
 
 
 def become(folder: str, environment: dict[str, str], parent: int) -> NoReturn:
@@ -168,6 +189,7 @@ def become(folder: str, environment: dict[str, str], parent: int) -> NoReturn:
     for stream, path, mode in ((0, os.devnull, os.O_RDONLY), (1, f"{folder}/terminal.log", flags)):
         os.dup2(os.open(path, mode), stream)
     os.dup2(1, 2)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_JOBS)
     sys.argv[:] = ["alignlab.sweep", folder]
     main(Path(folder), parent)
     sys.exit(0)

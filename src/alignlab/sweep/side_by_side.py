@@ -49,8 +49,8 @@ def run_side_by_side(jobs: list[Job], settings: Parallel | Slurm | Ray) -> list[
     def started(folder: Path) -> None:
         say(f"job {folder.name}: {' '.join(swept(folder, by_folder[folder].overrides))}")
 
-    def ended(folder: Path, how: str) -> None:
-        _ended(by_folder[folder], how)
+    def ended(folder: Path, how: str, *, is_stopped: bool = False) -> None:
+        _ended(by_folder[folder], how, is_stopped=is_stopped)
 
     runner: Pool | Queue | Fleet
     if isinstance(settings, Slurm):
@@ -63,7 +63,7 @@ def run_side_by_side(jobs: list[Job], settings: Parallel | Slurm | Ray) -> list[
             start=nursery().start if all(map(_is_forked, jobs)) else _as_process,
             environment=settings.environment,
             started=started,
-            ended=lambda folder, code: ended(folder, _how(code)),
+            ended=lambda folder, code: ended(folder, _how(code), is_stopped=-code in (signal.SIGTERM, signal.SIGINT)),
         )
     runner.run(list(by_folder))
     return [metric(job.config, job.folder) for job in jobs]
@@ -83,10 +83,12 @@ def _how(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _ended(job: Job, how: str) -> None:
+def _ended(job: Job, how: str, *, is_stopped: bool) -> None:
     told = outcome.read(job.folder)
     if told is None or told.status in ("waiting", "running"):  # it could not write down how it ended
         told = Outcome(status="failed", error=f"{how}; see {job.folder / 'terminal.log'}")
+        if is_stopped:  # before it had begun to listen
+            told = Outcome(status="stopped")
         outcome.write(job.folder, told)
     value = metric(job.config, job.folder)
     reached = "" if value is None else f", best {job.config.monitor} {value:.5g}"

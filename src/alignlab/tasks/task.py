@@ -115,7 +115,7 @@ class TaskModule(L.LightningModule, ABC):
         return None
 
     def look_over(self, batches: Iterable[Any]) -> None:
-        """Counts what the task wants to know of all training examples, given once each, before it learns; nothing."""
+        """Counts what the task wants to know before it learns, of all training examples, once each on each rank."""
         return
 
     @property
@@ -128,7 +128,7 @@ class TaskModule(L.LightningModule, ABC):
         own = {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
         if not heads:
             return
-        heads = {name: own[name] for name in self.silent_when_fresh if name in own} | heads
+        heads = self.with_silent(heads)
         shapes = [{name: value.shape for name, value in state.items()} for state in (own, heads)]
         before, now = self.meaning(found), self.meaning(self.found)
         if shapes[0] == shapes[1] and before == now is not None:
@@ -142,6 +142,11 @@ class TaskModule(L.LightningModule, ABC):
             elif before is not None:
                 why = f"its weights are {sorted(heads)}, this task's {sorted(own)}"
             log.info("the head of %s is dropped: %s", place, why)
+
+    def with_silent(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`state` with what it lacks of the weights that change nothing until they learn."""
+        own = self.state_dict()
+        return {name: own[name] for name in self.silent_when_fresh if name in own} | state
 
     @property
     def needs_reference(self) -> bool:
@@ -243,7 +248,8 @@ class TaskModule(L.LightningModule, ABC):
         return {name: value for name, value in state.items() if name not in self.left_to_base}
 
     def completed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's state_dict with the base's weights, which this task holds already."""
+        """A checkpoint's state_dict with the base's weights, which this task holds already, and with silent ones."""
+        state = self.with_silent(state)
         if not self.left_to_base:
             return state
         own = self.state_dict()
