@@ -6,6 +6,7 @@ as `python -m alignlab.run FOLDER`. It knows nothing of how the configuration wa
 
 import json
 import logging
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     parts = build(config, start, command_line=command_line, resumes=checkpoint is not None)
     if checkpoint is not None and not config.init_from:
         parts.task.is_fresh = True
+    if (monitor := parts.task.monitored(config.monitor)) != config.monitor:
+        log.info("monitor is %s: these data have no %s", monitor, config.monitor)
+        config.monitor = monitor
+        _freeze_again(config, folder)
     ranks = ranks_of(config)
     horizon = horizon_of(config, parts, ranks, command_line or [])
     position = _position(config, parts, ranks)
@@ -91,6 +96,13 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
     compare(trainer, config, command_line or [], callbacks.record.values)
     show_summary(folder, callbacks.record.values, kind=parts.data.kind)
     return dict(callbacks.record.values)
+
+
+def _freeze_again(config: DictConfig, folder: Path) -> None:
+    """What reads the folder later, such as a sweep's table, finds what the data changed."""
+    path = folder / ".hydra" / "config.yaml"
+    if path.is_file() and int(os.environ.get("RANK", "0")) == 0:
+        path.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
 
 
 def execute_until_stopped(config: DictConfig, folder: Path, *, command_line: list[str] | None = None) -> None:

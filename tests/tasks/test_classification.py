@@ -96,16 +96,23 @@ def test_law_10_a_memorized_batch(classified: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "metrics"),
+    ("label", "metrics", "options", "monitored"),
     [
-        (lambda n: json.dumps([["odd", "even"][n % 2 == 0]] + ["three"] * (n % 3 == 0)), ("map", "f1_micro")),
-        (lambda n: n % 5 + 0.5, ("pearson", "spearman", "rmse")),
+        (
+            lambda n: json.dumps([["odd", "even"][n % 2 == 0]] + ["three"] * (n % 3 == 0)),
+            ("map", "f1_micro"),
+            ("monitor=val/map",),
+            "map",
+        ),
+        (lambda n: n % 5 + 0.5, ("pearson", "spearman", "rmse"), (), "rmse"),  # numbers have no accuracy
     ],
 )
-def test_other_forms_of_labels_learn(label: Callable, metrics: tuple, classified: Run) -> None:
+def test_other_forms_of_labels_learn(
+    label: Callable, metrics: tuple, options: tuple, monitored: str, classified: Run
+) -> None:
     given = [{"text": f"{number % 2} {number % 3} {number % 5}", "label": label(number)} for number in range(30)]
-    monitor = f"monitor=val/{metrics[0]}"
-    values = classified("form", "trainer.max_steps=60", "optim.lr=1e-2", "eval_every=60", monitor, given=given)
+    values = classified("form", "trainer.max_steps=60", "optim.lr=1e-2", "eval_every=60", *options, given=given)
+    assert f"best/val/{monitored}" in values
     assert all(f"val/{name}" in values for name in metrics)
     assert values[f"val/{metrics[0]}"] > 0.9
 

@@ -108,6 +108,10 @@ class Classification(TaskModule):
         if self.ngrams is not None:
             self.ngrams.weigh((batch.ids, batch.lengths) for batch in batches)
 
+    def monitored(self, asked: str) -> str:
+        """Numbers have no accuracy, but a root mean squared error."""
+        return "val/rmse" if self.labels.form == "regression" and asked == "val/accuracy" else asked
+
     @property
     def silent_when_fresh(self) -> tuple[str, ...]:
         """The n-grams."""

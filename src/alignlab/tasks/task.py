@@ -118,6 +118,10 @@ class TaskModule(L.LightningModule, ABC):
         """Counts what the task wants to know before it learns, of all training examples, once each on each rank."""
         return
 
+    def monitored(self, asked: str) -> str:
+        """The metric that chooses best.ckpt, where these data have none called `asked`."""
+        return asked
+
     @property
     def silent_when_fresh(self) -> tuple[str, ...]:
         """Weights beside the head that change nothing until they learn; a run without them still hands on its head."""
