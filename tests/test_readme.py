@@ -185,6 +185,7 @@ def test_verbs(arguments: list[str], place: Path, tmp_path: Path, monkeypatch: p
         arguments = [one if one != "RUN" or "--target" not in arguments else "runs/my_sorter" for one in arguments]
     if arguments[0] == "plan":
         monkeypatch.setattr("alignlab.plan.probe.SECONDS", 0.1)
+        monkeypatch.setattr("alignlab.plan.planning.advice", lambda run: [])  # a dozen plans more; tests/plan has it
         rows = [] if any(one.startswith("data=") for one in arguments) else ["data=files", "data.train=book.txt"]
         given = [*rows, "tokenizer=bytes", *(["datamodule.max_length=64"] if rows else [])]
         arguments = [own for one in arguments for own in STAND_INS.get(one, [one])]
