@@ -125,6 +125,20 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
         files.newest_good(tmp_path)
 
 
+def test_a_run_goes_on_by_steps_or_by_epochs(tmp_path: Path, corpus: Path) -> None:
+    """Whatever said before how long it is: the last word counts."""
+    options = ("data=files", f"data.train={corpus}", *TINY, "test=false", "datamodule.batch_size=64", "eval_every=100")
+    first = train(*options, "trainer.max_epochs=1", "hydra.run.dir=run", folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    told = json.loads((tmp_path / "run/metrics.json").read_text())
+    epoch = told["step"]
+    for length, steps in (("max_steps", epoch + 1), ("max_epochs", 2), ("max_steps", 2 * epoch + 1)):
+        resumed = train("resume=run", f"trainer.{length}={steps}", folder=tmp_path)
+        assert resumed.returncode == 0, resumed.stderr
+        reached = json.loads((tmp_path / "run/metrics.json").read_text())["step"]
+        assert reached == (steps * epoch if length == "max_epochs" else steps)
+
+
 def test_changed_data_is_refused_unless_allowed(tmp_path: Path, corpus: Path) -> None:
     copy = tmp_path / "text.txt"
     copy.write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")

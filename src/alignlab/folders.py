@@ -13,8 +13,9 @@ from alignlab.commandline.quoting import legal
 from alignlab.errors import UserError, mistaken
 
 MARKS = (".hydra/config.yaml", "metrics.json", "checkpoints")
+LENGTHS = ("trainer.max_steps", "trainer.max_epochs")  # of a run
 # what may be given beside resume=: how long, and what the weights do not depend on
-BESIDE_RESUME = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "datamodule.workers", "resume_with")
+BESIDE_RESUME = (*LENGTHS, "trainer.max_time", "datamodule.workers", "resume_with")
 BESIDE_RESUME_GROUPS = ("logger", "callbacks")
 NOT_A_RUN = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
@@ -98,10 +99,17 @@ def resumed(arguments: list[str]) -> tuple[DictConfig, Path, list[str]] | None:
             OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v, force_add=True)
         else:
             raise mistaken(f"{key} cannot change when a run goes on", key, BESIDE_RESUME + BESIDE_RESUME_GROUPS)
-    if any("trainer.max_epochs=" in o for o in overrides) and not any("trainer.max_steps=" in o for o in overrides):
-        config.trainer.max_steps = None
-    before = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+    before = [str(override) for override in OmegaConf.load(folder / ".hydra" / "overrides.yaml")]
+    told = {_key(override) for override in overrides}
+    for length, other in (LENGTHS, LENGTHS[::-1]):
+        if length in told and other not in told:  # which said until now how long the run is
+            OmegaConf.update(config, other, -1, force_add=True)
+            before = [override for override in before if _key(override) != other]
     return config, folder, [*before, *overrides]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
 
 
 def again(arguments: list[str]) -> list[str]:
