@@ -108,8 +108,8 @@ class _SelfAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *weights = ctx.saved_tensors[:4]
-        query, key, value, query_norm, key_norm, cosine, sine, *kept = ctx.saved_tensors[4:]
+        rows, *saved = ctx.saved_tensors
+        weights, (query, key, value, query_norm, key_norm, cosine, sine, *kept) = saved[:3], saved[3:]
         batch, wants = len(gradient), ctx.needs_input_grad
         turns = _turns(None if cosine is None else (cosine, sine), query)
         given = gradient.unflatten(2, (ctx.heads, -1)).transpose(1, 2).flatten(0, 1)  # (B H, T, Dh)
