@@ -1,6 +1,7 @@
 """Cross-entropy against torch's, against numbers by hand, and the ways a batch may be cut."""
 
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -123,6 +124,47 @@ def test_tied_weight_collects_both_gradients(problem):
         return gradients(loss, embed.weight)[0]
 
     torch.testing.assert_close(gradient(4), gradient(None), atol=1e-5, rtol=1e-5)
+
+
+def test_hooks_of_a_weight_see_its_whole_gradient_once(problem):
+    layer, hidden, targets = problem
+    seen = []
+    layer.weight.register_hook(lambda gradient: seen.append(gradient.clone()) or gradient / 2)
+    same(*([gradients(cross_entropy(layer, hidden, targets, chunk=c), layer.weight)[0]] for c in (4, None)))
+    same(seen[:1], seen[1:])
+
+
+def test_gradients_that_share_memory_are_added_up_apart(problem):
+    layer, hidden, targets = problem
+    other = nn.Parameter(torch.zeros_like(layer.weight))
+
+    def of(chunk):
+        loss = cross_entropy(lambda x: F.linear(x, layer.weight + other), hidden, targets, chunk=chunk)
+        return gradients(loss, layer.weight, other)
+
+    same(of(4), of(None))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_add_up_chunks_in_full(dtype):
+    generator = torch.Generator().manual_seed(0)
+    weight, hidden = torch.randn(V, D, generator=generator), torch.randn(4096, D, generator=generator)
+    targets = torch.randint(V, (4096,), generator=generator)
+    weight, hidden = (one.to(dtype).requires_grad_() for one in (weight, hidden))
+    exact = weight.detach().double().requires_grad_()
+    loss = F.cross_entropy(F.linear(hidden.detach().double(), exact), targets, reduction="sum")
+    (expected,) = gradients(loss, exact)
+    (found,) = gradients(cross_entropy(lambda x: F.linear(x, weight), hidden, targets, chunk=16), weight)
+    assert (found.double() - expected).norm() / expected.norm() < 0.01
+
+
+def test_gradients_are_gone_once_they_were_handed_on(problem):
+    layer, hidden, targets = problem
+    loss = cross_entropy(layer, hidden, targets, chunk=4)
+    kept = [weakref.ref(one) for one in loss.grad_fn.saved_tensors if one is not None]
+    assert len(kept) == 3
+    loss.backward()
+    assert not any(one() is not None for one in kept)  # though the loss lives
 
 
 def test_adapter_around_a_frozen_unembedding(problem):

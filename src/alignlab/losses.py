@@ -124,8 +124,11 @@ def _is_sharded(unembed: Unembed) -> bool:
     return any(isinstance(module, FSDPModule) for module in owner.modules())
 
 
-def _learned(unembed: Unembed, hidden: Tensor) -> list[Tensor]:
-    """The leaves that learn in the callable, read from the graph of a product over zero rows."""
+def _learned(unembed: Unembed, hidden: Tensor) -> list[Tensor] | None:
+    """The leaves that learn in the callable, read from the graph of a product over zero rows.
+
+    None where one has hooks, which are for its whole gradient and not for that of a chunk.
+    """
     with torch.enable_grad():
         root = unembed(hidden[:0].detach()).grad_fn
     leaves: dict[int, Tensor] = {}
@@ -138,7 +141,14 @@ def _learned(unembed: Unembed, hidden: Tensor) -> list[Tensor]:
         if (leaf := getattr(node, "variable", None)) is not None:  # only a leaf's AccumulateGrad node has one
             leaves[id(leaf)] = leaf
         waiting.extend(parent for parent, _ in node.next_functions)
-    return list(leaves.values())
+    return None if any(leaf._backward_hooks for leaf in leaves.values()) else list(leaves.values())
+
+
+def _accumulators(found: list[Tensor]) -> list[Tensor]:
+    """Tensors that the gradients of other chunks are added to: of at least fp32, none sharing memory with another."""
+    wide = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in found]
+    places = [one.untyped_storage().data_ptr() for one in wide]
+    return [one if places.count(place) == 1 else one.clone() for one, place in zip(wide, places, strict=True)]
 
 
 def _full(logits: Tensor) -> Tensor:
@@ -242,13 +252,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 found = list(torch.autograd.grad(logits, inputs, gradient.to(logits.dtype)))
                 if hidden_gradient is not None:
                     hidden_gradient[rows] = found.pop(0)
-                gradients = found if not gradients else [a.add_(b) for a, b in zip(gradients, found, strict=True)]
+                if start == 0:
+                    gradients = found if len(targets) <= chunk else _accumulators(found)
+                else:
+                    gradients = [a.add_(b) for a, b in zip(gradients, found, strict=True)]
         assert total is not None, "a chunked loss needs targets"
-        ctx.gradients = [hidden_gradient, *gradients]
+        gradients = [one.to(leaf.dtype) for one, leaf in zip(gradients, learned, strict=True)]
+        ctx.save_for_backward(hidden_gradient, *gradients)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, *learned = (None if g is None else g * grad_output.to(g.dtype) for g in ctx.gradients)
+        hidden, *learned = (None if g is None else g * grad_output.to(g.dtype) for g in ctx.saved_tensors)
         return None, hidden, None, None, None, None, None, *learned

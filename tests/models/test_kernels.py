@@ -107,6 +107,35 @@ def test_feed_forward_is_not_for_layers_that_are_watched_or_wrapped():
     assert seen == [(2, 16)]
 
 
+def test_nothing_stands_for_a_layer_that_is_called_otherwise():
+    hidden, layer, seen = torch.randn(2, 4), nn.Linear(4, 4), []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append(1))
+    assert not takes_one_step(hidden, layer)
+    handle.remove()
+    assert takes_one_step(hidden, layer)
+    layer.forward = lambda units: 2 * units
+    assert not takes_one_step(hidden, layer)
+
+
+@pytest.mark.parametrize(("learning", "more"), [(None, 0), ("up", 64 * 8), ("down", 64 * 32)])
+@pytest.mark.parametrize("activation", [gelu_tanh, squared_relu])
+def test_feed_forward_keeps_what_learning_weights_need(activation, learning, more):
+    layers = {"up": nn.Linear(8, 32), "down": nn.Linear(32, 8)}
+    for name, layer in layers.items():
+        layer.weight.requires_grad_(name == learning)
+        layer.bias.requires_grad_(False)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.numel()) or one, lambda one: one):
+        feed_forward(torch.randn(64, 8, requires_grad=True), layers["up"], layers["down"], activation)
+    assert sum(kept) == 2 * 8 * 32 + 64 * 32 + more  # the weights, what the gradient of the units is made of
+
+
+def test_what_feed_forward_gives_may_be_written_to():
+    up, down = nn.Linear(8, 32), nn.Linear(32, 8)
+    feed_forward(torch.randn(2, 3, 8), up, down, squared_relu).mul_(3).sum().backward()
+    assert up.weight.grad is not None
+
+
 def test_extreme_units_do_not_overflow():
     units = torch.tensor([-1e4, -50.0, 0.0, 50.0, 1e4], requires_grad=True)
     gelu_tanh(units).sum().backward()

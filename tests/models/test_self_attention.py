@@ -106,6 +106,24 @@ def test_watched_layers_are_called(watched):
     assert seen == [watched]
 
 
+def test_a_norm_of_another_kind_is_not_passed_over():
+    model = GPT(GPTConfig(layers=1, width=8, heads=2, context=40, vocabulary=11, qk_norm=True))
+    ids, attention = torch.randint(11, (2, 9)), model.blocks[0].attention
+    whole = model(ids)
+    for name in ("query_norm", "key_norm"):
+        setattr(attention, name, nn.RMSNorm(4, eps=attention.key_norm.eps))
+    torch.testing.assert_close(model(ids), whole)
+
+
+def test_the_unembedding_is_called_where_it_is_watched():
+    model = GPT(GPTConfig(layers=1, width=8, heads=2, context=40, vocabulary=11, tied=False))
+    hidden, seen = torch.randn(3, 8), []
+    logits = model.unembed(hidden)
+    model.unembedding.register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(model.unembed(hidden), logits)
+    assert seen == [1]
+
+
 def test_it_is_taken_by_plain_training_alone(monkeypatch):
     calls = []
     whole = gpt.self_attention

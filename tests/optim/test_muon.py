@@ -27,8 +27,15 @@ def test_singular_values_come_near_one(shape, dtype):
     torch.testing.assert_close(found, u @ v, atol=0.15, rtol=0)
 
 
-def test_zero_matrix_stays_zero():
-    assert (orthogonalized(torch.zeros(2, 4, 8)) == 0).all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_zero_matrix_stays_zero(dtype):
+    assert (orthogonalized(torch.zeros(2, 4, 8, dtype=dtype)) == 0).all()
+
+
+def test_large_entries_of_a_half_type_have_a_norm():
+    matrices = 1e4 * torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = orthogonalized(matrices, dtype=torch.float32)
+    torch.testing.assert_close(orthogonalized(matrices.half(), dtype=torch.float32), expected, atol=0.02, rtol=0)
 
 
 def test_first_step_by_hand():

@@ -100,6 +100,18 @@ def first_steps(optim, steps=2):
     return values
 
 
+@pytest.mark.parametrize("optim", [SGD(lr=0.1), SGD(lr=0.1, nesterov=True), Adam(lr=0.1), AdamW(lr=0.1)])
+def test_a_weight_that_begins_later_moves_as_one_that_begins(optim):
+    early, late = (nn.Parameter(torch.ones(1, 1, dtype=torch.float64)) for _ in range(2))
+    optimizer = optim.build([("head.early", early), ("head.late", late)])
+    early.grad = torch.full_like(early, 0.5)
+    optimizer.step()
+    first = early.item()
+    late.grad = torch.full_like(late, 0.5)
+    optimizer.step()
+    assert late.item() == pytest.approx(first, abs=1e-9)
+
+
 def test_first_steps_by_hand():
     """Adam's first step is lr * sign(grad) (to eps); SGD's velocity is 0.5, then 0.9 * 0.5 + 0.5 = 0.95."""
     assert first_steps(SGD(lr=0.1)) == pytest.approx([0.95, 0.855])

@@ -129,6 +129,7 @@ class Attention(nn.Module):
         """Whether projections, norms and attention may be one function."""
         norms = (self.query_norm, self.key_norm)
         are_plain = all(is_unwatched(one) and not getattr(one, "is_layer", False) for one in norms)
+        are_plain = are_plain and {type(one) for one in norms} in ({Norm}, {nn.Identity})
         return are_plain and takes_one_step(hidden, self.query, self.key, self.value)
 
     def _mixed(self, hidden: Tensor, rotation: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
@@ -273,7 +274,7 @@ class GPT(nn.Module):
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
         table = self.unembedding or self.embed
-        if type(table) is nn.Linear or table is self.embed:
+        if table is self.embed or (type(table) is nn.Linear and table.bias is None and is_unwatched(table)):
             return aligned_linear(hidden, table.weight)
         return table(hidden)
 

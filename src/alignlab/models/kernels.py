@@ -46,7 +46,8 @@ def takes_one_step(hidden: Tensor, *layers: nn.Module) -> bool:
 
 def feed_forward(hidden: Tensor, up: nn.Linear, down: nn.Linear, activation: Callable[..., Tensor]) -> Tensor:
     """down(activation(up(hidden))), (..., D) -> (..., D); `activation` is gelu_tanh or squared_relu."""
-    return _FeedForward.apply(hidden, up.weight, up.bias, down.weight, down.bias, activation)
+    learns = torch.is_grad_enabled()  # which a function cannot see from within
+    return _FeedForward.apply(hidden, up.weight, up.bias, down.weight, down.bias, activation, learns)
 
 
 def gated_units(gate: Tensor, units: Tensor) -> Tensor:
@@ -119,26 +120,27 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None,
-        activation: Callable[..., Tensor],
+        activation: Callable[..., Tensor], learns: bool,
     ) -> Tensor:  # fmt: skip
         rows = hidden.flatten(0, -2)  # (N, D)
+        wants_hidden, wants_up, wants_up_bias, wants_down, *_ = ctx.needs_input_grad
         units = projected(rows, up, up_bias)  # (N, F)
         kept: Tensor | None  # of which the gradient of the units is made
         if activation is squared_relu:
             kept = units.relu_()
             active = kept.square()
         else:
-            kept = _gelu_tanh(units, units, differentiates=any(ctx.needs_input_grad[:3]))
+            kept = _gelu_tanh(units, units, differentiates=learns and (wants_hidden or wants_up or wants_up_bias))
             active = units
         ctx.activation, ctx.shape = activation, hidden.shape
-        ctx.save_for_backward(rows, up, down, kept, active)
-        return projected(active, down, down_bias).view(hidden.shape)
+        ctx.save_for_backward(rows if wants_up else None, up, down, kept, active if wants_down else None)
+        return torch.ops.aten._unsafe_view(projected(active, down, down_bias), hidden.shape)  # may be written to
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, up, down, kept, active = ctx.saved_tensors
-        wants_hidden, wants_up, wants_up_bias, wants_down, wants_down_bias, _ = ctx.needs_input_grad
+        wants_hidden, wants_up, wants_up_bias, wants_down, wants_down_bias, *_ = ctx.needs_input_grad
         of_hidden = of_up = of_up_bias = None
         gradient = gradient.flatten(0, -2)
         of_down = gradient.t() @ active if wants_down else None
@@ -152,12 +154,13 @@ class _FeedForward(torch.autograd.Function):
             of_hidden = (of_units @ up).view(ctx.shape) if wants_hidden else None
             of_up = of_units.t() @ rows if wants_up else None
             of_up_bias = of_units.sum(dim=0) if wants_up_bias else None
-        return of_hidden, of_up, of_up_bias, of_down, of_down_bias, None
+        return of_hidden, of_up, of_up_bias, of_down, of_down_bias, None, None
 
 
 def is_unwatched(layer: nn.Module) -> bool:
-    """Whether a module has no hooks, which would not be called where another function stands for it."""
-    return not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+    """Whether nothing is to happen when a module is called but its class's forward, for which a function may stand."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return not any(hooks) and "forward" not in vars(layer) and not nn.modules.module._has_any_global_hook()
 
 
 class _SquaredRelu(torch.autograd.Function):

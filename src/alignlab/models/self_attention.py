@@ -58,8 +58,8 @@ class _Turn(NamedTuple):
     def of(cls, rotation: tuple[Tensor, Tensor] | None, scale: float, dtype: torch.dtype) -> "_Turn":
         if rotation is None:
             return cls(None, None, scale)
-        cosine, sine = rotation
-        return cls(cosine.to(dtype) * scale, sine.to(dtype) * scale, scale)
+        cosine, sine = (one.to(dtype) if scale == 1 else one.to(dtype) * scale for one in rotation)
+        return cls(cosine, sine, scale)
 
     def forward(self, heads: Tensor, weight: Tensor | None) -> Tensor:
         """(B, H, T, Dh) of any strides -> contiguous: weight * heads, turned."""
@@ -92,33 +92,43 @@ class _SelfAttention(torch.autograd.Function):
         weight = torch.cat((query_weight, key_weight, value_weight))  # (3 H Dh, D)
         biases = [one for one in (query_bias, key_bias, value_bias) if one is not None]
         query, key, value = _parts(projected(rows, weight, torch.cat(biases) if biases else None), len(hidden), heads)
-        turns = [_Turn.of(rotation, scale, hidden.dtype) for scale in (query.shape[-1] ** -0.5, 1.0)]
+        turns = _turns(rotation, query)
         query, *of_query = _arranged(query, query_norm, eps, turns[0])
         key, *of_key = _arranged(key, key_norm, eps, turns[1])
         value = value.contiguous()
         query, key, value = (part.flatten(0, 1) for part in (query, key, value))
         mixed, shares = _attended(query, key, value, visible)
-        ctx.turns, ctx.heads = turns, heads
-        ctx.save_for_backward(rows, weight, query, key, value, query_norm, key_norm, *of_query, *of_key, *shares)
+        ctx.heads = heads
+        ctx.save_for_backward(
+            rows if any(ctx.needs_input_grad[1:4]) else None, query_weight, key_weight, value_weight,
+            query, key, value, query_norm, key_norm, *(rotation or (None, None)), *of_query, *of_key, *shares,
+        )  # fmt: skip
         return mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, query, key, value, query_norm, key_norm, *kept = ctx.saved_tensors
+        rows, *saved = ctx.saved_tensors
+        weights, (query, key, value, query_norm, key_norm, cosine, sine, *kept) = saved[:3], saved[3:]
         batch, wants = len(gradient), ctx.needs_input_grad
+        turns = _turns(None if cosine is None else (cosine, sine), query)
         given = gradient.unflatten(2, (ctx.heads, -1)).transpose(1, 2).flatten(0, 1)  # (B H, T, Dh)
         parts = (one.unflatten(0, (batch, -1)) for one in _attention_gradients(given, query, key, value, kept[4:]))
         of_query, of_key, of_value = parts
-        of_projected = torch.empty(rows.shape[0], weight.shape[0], dtype=rows.dtype)
+        of_projected = query.new_empty(gradient.shape[0] * gradient.shape[1], 3 * gradient.shape[2])
         query_target, key_target, value_target = _parts(of_projected, batch, ctx.heads)
-        of_query_norm = _of_unarranged(of_query, query_norm, kept[0], kept[1], ctx.turns[0], query_target)
-        of_key_norm = _of_unarranged(of_key, key_norm, kept[2], kept[3], ctx.turns[1], key_target)
+        of_query_norm = _of_unarranged(of_query, query_norm, kept[0], kept[1], turns[0], query_target)
+        of_key_norm = _of_unarranged(of_key, key_norm, kept[2], kept[3], turns[1], key_target)
         value_target.copy_(of_value)
-        of_hidden = (of_projected @ weight).view(batch, -1, rows.shape[1]) if wants[0] else None
+        of_hidden = (of_projected @ torch.cat(weights)).unflatten(0, (batch, -1)) if wants[0] else None
         of_weights = (of_projected.t() @ rows).chunk(3) if any(wants[1:4]) else (None,) * 3
         of_biases = of_projected.sum(dim=0).chunk(3) if any(wants[4:7]) else (None,) * 3
         return of_hidden, *of_weights, *of_biases, of_query_norm, of_key_norm, None, None, None, None
+
+
+def _turns(rotation: tuple[Tensor, Tensor] | None, heads: Tensor) -> tuple[_Turn, _Turn]:
+    """Of queries, whose scale is that of attention, and of keys; `heads` are any of either, (..., Dh)."""
+    return _Turn.of(rotation, heads.shape[-1] ** -0.5, heads.dtype), _Turn.of(rotation, 1.0, heads.dtype)
 
 
 def _arranged(

@@ -23,6 +23,18 @@ def is_fusable(parameters: Iterable[Tensor]) -> bool:
     return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
 
 
+def _give_late_ones_momentum(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """A buffer for weights that begin to learn after others: torch 2.13's fused SGD makes all in one step, or none."""
+    for group in optimizer.param_groups:
+        if not group["momentum"]:
+            continue
+        states = [optimizer.state[p] for p in group["params"] if p.grad is not None]
+        late = [p for p in group["params"] if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None]
+        if len(late) < len(states):
+            for parameter in late:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def fused(
     optimizer: type[torch.optim.Optimizer], groups: list[dict[str, Any]], **numbers: Any
 ) -> torch.optim.Optimizer:
@@ -32,6 +44,8 @@ def fused(
     if optimizer is torch.optim.SGD and any(map(is_sharded, parameters)):
         is_fused = False  # torch 2.13: aten._fused_sgd_ "does not have a sharding strategy registered"
     built = optimizer(groups, fused=is_fused, **numbers)  # type: ignore[call-arg]
+    if isinstance(built, torch.optim.SGD):
+        built.register_step_pre_hook(_give_late_ones_momentum)
     # A fused optimizer offers to unscale fp16 gradients itself, and Lightning then refuses to clip them. Declined, the
     # scaler unscales first and clipping is right; the fused kernel is the same.
     built._step_supports_amp_scaling = False  # type: ignore[attr-defined]

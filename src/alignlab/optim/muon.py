@@ -55,7 +55,8 @@ def orthogonalized(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None =
     X / ||X||_F, then X <- a X + b (X X') X + c (X X')^2 X with the coefficients of `POLAR_EXPRESS`. A zero matrix stays
     zero. dtype: None is `product_dtype`.
     """
-    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) * SAFETY).clamp_min(1e-12)
+    x = matrices.to(torch.promote_types(matrices.dtype, torch.float32))  # fp16 has no 1e-12, nor squares of large ones
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * SAFETY).clamp_min(1e-12)
     x = x.to(dtype or product_dtype(matrices.device.type))
     for step in range(steps):
         a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)]
