@@ -147,7 +147,7 @@ def _learned(unembed: Unembed, hidden: Tensor) -> list[Tensor] | None:
 def _accumulators(found: list[Tensor]) -> list[Tensor]:
     """Tensors that the gradients of other chunks are added to: of at least fp32, none sharing memory with another."""
     wide = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in found]
-    places = [one.untyped_storage().data_ptr() for one in wide]
+    places = [one.untyped_storage()._cdata for one in wide]  # the storage itself: a plan's have no address
     return [one if places.count(place) == 1 else one.clone() for one, place in zip(wide, places, strict=True)]
 
 
