@@ -32,6 +32,11 @@ TINY = (
 )  # fmt: skip
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sweeps first, which take longest: so that no worker ends alone with one."""
+    items.sort(key=lambda item: item.path.parent.name != "sweep")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Derived files of the tests go to a folder of their own."""
