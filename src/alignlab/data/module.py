@@ -8,7 +8,7 @@ the data are counted here. It knows nothing of tasks and models.
 # N examples, W examples of one optimizer step
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -201,10 +201,6 @@ class TextData(L.LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader | list:
         """Every test example once, split over the ranks."""
         return self._evaluation("test")
-
-    def once(self, split: str) -> Iterable[Any]:
-        """Batches of every example of a split once over all ranks, in an order of its own."""
-        return self._evaluation(split)
 
     def whole(self, split: str) -> Iterator[Any]:
         """Batches of every example of a split once on each rank, made here and without a trainer."""

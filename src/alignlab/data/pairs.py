@@ -188,6 +188,10 @@ class Pairs(EncodedData):
             told = {name: row[name] for name in ("prompt", "chosen", "rejected", "completion") if name in row}
             yield Asked(row["row"], told, row.get("desirable"))
 
+    def once(self, split: str) -> Iterable[PairBatch]:
+        """Every example of a split once over all ranks, in an order of its own."""
+        return self._evaluation(split)
+
     def identity(self, split: str) -> str | None:
         """A hash of the encoded rows of a split; None where there is no such split."""
         if (encoded := self.splits.get(split)) is None:

@@ -28,9 +28,9 @@ def _give_late_ones_momentum(optimizer: torch.optim.Optimizer, *_: object) -> No
     for group in optimizer.param_groups:
         if not group["momentum"]:
             continue
-        states = [optimizer.state[p] for p in group["params"] if p.grad is not None]
-        late = [p for p in group["params"] if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None]
-        if len(late) < len(states):
+        learning = [p for p in group["params"] if p.grad is not None]
+        late = [p for p in learning if optimizer.state[p].get("momentum_buffer") is None]
+        if len(late) < len(learning):
             for parameter in late:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 

@@ -149,6 +149,8 @@ class TaskModule(L.LightningModule, ABC):
 
     def with_silent(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """`state` with what it lacks of the weights that change nothing until they learn."""
+        if not self.silent_when_fresh:
+            return state
         own = self.state_dict()
         return {name: own[name] for name in self.silent_when_fresh if name in own} | state
 
