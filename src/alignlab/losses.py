@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from alignlab.products import STEP
+
 IGNORED = -100
 CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**27}  # 16 MB of fp32 stay in a CPU's cache; 512 MB keep a GPU's products busy
 IN_PLACE = {"cpu": True}  # kinds of devices, bound by memory, on which a chunk's gradient is written over its logits
@@ -105,7 +107,8 @@ def _chunk(unembed: Unembed, hidden: Tensor, logits: int | None = None) -> int:
     """Targets that have so many `logits`, or as many as the device is good at; a product over zero rows tells V."""
     logits = logits or CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"])
     with torch.no_grad():
-        return max(1, logits // unembed(hidden[:0]).shape[-1])
+        count = logits // unembed(hidden[:0]).shape[-1]
+    return max(1, count - count % STEP if count > STEP else count)
 
 
 def _is_fusable(unembed: Unembed, hidden: Tensor) -> bool:

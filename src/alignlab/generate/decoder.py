@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alignlab import products
 from alignlab.generate.weights import Affine, Layer, Linear, Weights
 from alignlab.generate.workspace import Heads, Workspace
 from alignlab.models.cache import KVCache
@@ -49,6 +50,7 @@ class Decoder:
         self.dtype = compute_dtype(model)
         self.embed, self.positions = model.embed.weight, model.positions
         self.device_type = self.embed.device.type
+        self.has_idle_units = self.device_type == "cpu" and products.has_idle_units()
         self.weights = Weights(model, self.dtype, cache.capacity)
         self.weights.reorder(cache)
         self.space = Workspace(self.weights, cache, self.embed)
@@ -80,7 +82,10 @@ class Decoder:
         cache.length += 1
         if cache.padded:
             cache.next_position += 1
-        return torch.mm(self._normed(weights.norm), weights.unembedding, out=space.logits())
+        last = self._normed(weights.norm)
+        if self._is_wide(last, weights.unembedding):
+            return products.product(last, weights.unembedding.t())
+        return torch.mm(last, weights.unembedding, out=space.logits())
 
     def _attend(self, number: int, layer: Layer, rotation: list[Tensor] | None) -> Tensor:
         space, place = self.space, self.cache.length
@@ -112,7 +117,9 @@ class Decoder:
 
     def _project(self, normed: Tensor, linears: list[Linear], buffers: list[Tensor]) -> None:
         for (weight, bias), buffer in zip(linears, buffers, strict=True):
-            if bias is None:
+            if self._is_wide(normed, weight):
+                buffer.copy_(products.product(normed, weight.t(), bias))
+            elif bias is None:
                 torch.mm(normed, weight, out=buffer)
             else:
                 torch.addmm(bias, normed, weight, out=buffer)
@@ -120,12 +127,17 @@ class Decoder:
     def _add(self, branch: Tensor, linear: Linear) -> None:
         """Adds a branch's product to the stream."""
         hidden = self.space.hidden
-        if hidden.dtype == branch.dtype:
+        if self._is_wide(branch, linear.weight):
+            hidden += products.product(branch, linear.weight.t())
+        elif hidden.dtype == branch.dtype:
             hidden.addmm_(branch, linear.weight)
         else:
             hidden += torch.mm(branch, linear.weight)
         if linear.bias is not None:
             hidden += linear.bias
+
+    def _is_wide(self, rows: Tensor, weight: Tensor) -> bool:
+        return self.has_idle_units and products.is_wide(rows, weight, self.space.rows * weight.numel())
 
     def _activated(self) -> Tensor:
         gate = self.space.gates[0]

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from alignlab.models.cache import KVCache
 from alignlab.models.config import GPTConfig
 from alignlab.models.kernels import (
+    applied,
     feed_forward,
     gated_units,
     gelu_tanh,
@@ -104,11 +105,11 @@ class Attention(nn.Module):
     ) -> Tensor:
         takes_products = is_short(hidden) and not self.is_grouped
         if takes_products and (is_causal or mask is not None) and cache is None and self._is_one_step(hidden):
-            return self.output(self._mixed(hidden, rotation, mask))
+            return applied(self.output, self._mixed(hidden, rotation, mask))
         split = (*hidden.shape[:2], -1, self.head_size)
-        query = self.query_norm(self.query(hidden).view(split)).transpose(1, 2)  # (B, H, T, Dh)
-        key = self.key_norm(self.key(hidden).view(split)).transpose(1, 2)  # (B, G, T, Dh)
-        value = self.value(hidden).view(split).transpose(1, 2)
+        query = self.query_norm(applied(self.query, hidden).view(split)).transpose(1, 2)  # (B, H, T, Dh)
+        key = self.key_norm(applied(self.key, hidden).view(split)).transpose(1, 2)  # (B, G, T, Dh)
+        value = applied(self.value, hidden).view(split).transpose(1, 2)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         if cache is not None:
@@ -123,7 +124,7 @@ class Attention(nn.Module):
             mixed = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped
             )
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return applied(self.output, mixed.transpose(1, 2).flatten(2))
 
     def _is_one_step(self, hidden: Tensor) -> bool:
         """Whether projections, norms and attention may be one function."""
@@ -154,10 +155,11 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.gate is not None:
-            return self.down(gated_units(self.gate(hidden), self.up(hidden)))  # of units (B, T, F)
+            gate, units = applied(self.gate, hidden), applied(self.up, hidden)  # (B, T, F)
+            return applied(self.down, gated_units(gate, units))
         if self.activation is not F.gelu and takes_one_step(hidden, self.up, self.down):
             return feed_forward(hidden, self.up, self.down, self.activation)
-        return self.down(self.activation(self.up(hidden)))
+        return applied(self.down, self.activation(applied(self.up, hidden)))
 
 
 class Block(nn.Module):

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from alignlab.products import has_idle_units, linear, outer, product
+
 SLOPE = 2 * math.sqrt(2 / math.pi)  # of the sigmoid's argument at 0
 CUBIC = 0.044715
 ONE_STEP = {"cpu": True}  # kinds of device on which several layers are one function
@@ -42,6 +44,13 @@ def takes_one_step(hidden: Tensor, *layers: nn.Module) -> bool:
     if not is_plain(hidden) or not ONE_STEP.get(hidden.device.type) or torch.is_autocast_enabled("cpu"):
         return False
     return all(type(one) is nn.Linear and one.weight.dtype == hidden.dtype and is_unwatched(one) for one in layers)
+
+
+def applied(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """layer(hidden), (..., D) -> (..., F), by the fastest product where it is a plain linear one."""
+    if isinstance(layer, nn.Linear) and takes_one_step(hidden, layer) and has_idle_units():
+        return linear(hidden, layer.weight, layer.bias)
+    return layer(hidden)
 
 
 def feed_forward(hidden: Tensor, up: nn.Linear, down: nn.Linear, activation: Callable[..., Tensor]) -> Tensor:
@@ -72,12 +81,6 @@ def rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         return _Rotation.apply(heads, cosine, sine)
     first, second = heads.chunk(2, dim=-1)
     return heads * cosine + torch.cat((-second, first), dim=-1) * sine
-
-
-def projected(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows weight^T + bias, (N, D) -> (N, F); torch's own would first copy the bias to each row. No gradients."""
-    product = rows @ weight.t()
-    return product if bias is None else product.add_(bias)
 
 
 def inverse_rms(hidden: Tensor, eps: float) -> Tensor:
@@ -124,7 +127,7 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         rows = hidden.flatten(0, -2)  # (N, D)
         wants_hidden, wants_up, wants_up_bias, wants_down, *_ = ctx.needs_input_grad
-        units = projected(rows, up, up_bias)  # (N, F)
+        units = product(rows, up, up_bias)  # (N, F)
         kept: Tensor | None  # of which the gradient of the units is made
         if activation is squared_relu:
             kept = units.relu_()
@@ -134,7 +137,7 @@ class _FeedForward(torch.autograd.Function):
             active = units
         ctx.activation, ctx.shape = activation, hidden.shape
         ctx.save_for_backward(rows if wants_up else None, up, down, kept, active if wants_down else None)
-        return torch.ops.aten._unsafe_view(projected(active, down, down_bias), hidden.shape)  # may be written to
+        return torch.ops.aten._unsafe_view(product(active, down, down_bias), hidden.shape)  # may be written to
 
     @staticmethod
     @once_differentiable
@@ -143,16 +146,16 @@ class _FeedForward(torch.autograd.Function):
         wants_hidden, wants_up, wants_up_bias, wants_down, wants_down_bias, *_ = ctx.needs_input_grad
         of_hidden = of_up = of_up_bias = None
         gradient = gradient.flatten(0, -2)
-        of_down = gradient.t() @ active if wants_down else None
+        of_down = outer(gradient, active) if wants_down else None
         of_down_bias = gradient.sum(dim=0) if wants_down_bias else None
         if wants_hidden or wants_up or wants_up_bias:
-            of_units = gradient @ down
+            of_units = product(gradient, down.t())
             if ctx.activation is squared_relu:
                 torch.addcmul(of_units.new_zeros(()), of_units, kept, value=2, out=of_units)
             else:
                 of_units *= kept
-            of_hidden = (of_units @ up).view(ctx.shape) if wants_hidden else None
-            of_up = of_units.t() @ rows if wants_up else None
+            of_hidden = product(of_units, up.t()).view(ctx.shape) if wants_hidden else None
+            of_up = outer(of_units, rows) if wants_up else None
             of_up_bias = of_units.sum(dim=0) if wants_up_bias else None
         return of_hidden, of_up, of_up_bias, of_down, of_down_bias, None, None
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from alignlab import products
+
 NARROW = (torch.bfloat16, torch.float16)
 ALIGNMENT = 64  # rows of a table, for a GPU
 BLOCK = 2**22  # numbers of a weight that are widened at one time: 16 MB of fp32
@@ -58,12 +60,12 @@ class _WidenedLinear(torch.autograd.Function):
         assert not ctx.needs_input_grad[1], "a weight that learns is not narrow"
         ctx.save_for_backward(weight)
         if weight.numel() <= BLOCK:
-            return F.linear(hidden, _wide(weight, hidden.dtype), bias)
+            return products.linear(hidden, _wide(weight, hidden.dtype), bias)
         flat = hidden.flatten(0, -2)
         result = flat.new_empty(len(flat), len(weight))
         if len(flat):
             for rows in _blocks(weight):
-                torch.mm(flat, _wide(weight[rows], flat.dtype).t(), out=result[:, rows])
+                products.write(result[:, rows], flat, _wide(weight[rows], flat.dtype))
         if bias is not None:
             result += bias
         return result.view(*hidden.shape[:-1], len(weight))
@@ -76,11 +78,11 @@ class _WidenedLinear(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, None, of_bias
         if weight.numel() <= BLOCK:
-            return gradient @ _wide(weight, gradient.dtype), None, of_bias
+            return products.linear(gradient, _wide(weight, gradient.dtype).t()), None, of_bias
         flat = gradient.flatten(0, -2)
         of_hidden = flat.new_zeros(len(flat), weight.shape[1])
         for rows in _blocks(weight):
-            of_hidden.addmm_(flat[:, rows], _wide(weight[rows], flat.dtype))
+            products.write(of_hidden, flat[:, rows], _wide(weight[rows], flat.dtype).t(), adds=True)
         return of_hidden.view(*gradient.shape[:-1], weight.shape[1]), None, of_bias
 
 
@@ -93,7 +95,7 @@ def _blocks(weight: Tensor) -> Iterator[slice]:
 def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """hidden (..., N) times weight (M, N), plus bias, in the type of hidden: (..., M)."""
     if weight.dtype not in NARROW or weight.dtype == hidden.dtype or torch.is_autocast_enabled(hidden.device.type):
-        return F.linear(hidden, weight, bias)
+        return products.linear(hidden, weight, bias)
     return _WidenedLinear.apply(hidden, weight, bias)
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from alignlab.models.kernels import inverse_rms, projected, turned
+from alignlab.models.kernels import inverse_rms, turned
+from alignlab.products import outer, product
 
 BLOCK = 64  # queries whose scores are computed together
 
@@ -91,7 +92,7 @@ class _SelfAttention(torch.autograd.Function):
         rows = hidden.flatten(0, 1)  # (N, D)
         weight = torch.cat((query_weight, key_weight, value_weight))  # (3 H Dh, D)
         biases = [one for one in (query_bias, key_bias, value_bias) if one is not None]
-        query, key, value = _parts(projected(rows, weight, torch.cat(biases) if biases else None), len(hidden), heads)
+        query, key, value = _parts(product(rows, weight, torch.cat(biases) if biases else None), len(hidden), heads)
         turns = _turns(rotation, query)
         query, *of_query = _arranged(query, query_norm, eps, turns[0])
         key, *of_key = _arranged(key, key_norm, eps, turns[1])
@@ -120,8 +121,8 @@ class _SelfAttention(torch.autograd.Function):
         of_query_norm = _of_unarranged(of_query, query_norm, kept[0], kept[1], turns[0], query_target)
         of_key_norm = _of_unarranged(of_key, key_norm, kept[2], kept[3], turns[1], key_target)
         value_target.copy_(of_value)
-        of_hidden = (of_projected @ torch.cat(weights)).unflatten(0, (batch, -1)) if wants[0] else None
-        of_weights = (of_projected.t() @ rows).chunk(3) if any(wants[1:4]) else (None,) * 3
+        of_hidden = product(of_projected, torch.cat(weights).t()).unflatten(0, (batch, -1)) if wants[0] else None
+        of_weights = outer(of_projected, rows).chunk(3) if any(wants[1:4]) else (None,) * 3
         of_biases = of_projected.sum(dim=0).chunk(3) if any(wants[4:7]) else (None,) * 3
         return of_hidden, *of_weights, *of_biases, of_query_norm, of_key_norm, None, None, None, None
 
