@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from alignlab.products import STEP
+from alignlab.products import row_step
 
 IGNORED = -100
 CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**27}  # 16 MB of fp32 stay in a CPU's cache; 512 MB keep a GPU's products busy
@@ -108,7 +108,8 @@ def _chunk(unembed: Unembed, hidden: Tensor, logits: int | None = None) -> int:
     logits = logits or CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"])
     with torch.no_grad():
         count = logits // unembed(hidden[:0]).shape[-1]
-    return max(1, count - count % STEP if count > STEP else count)
+    step = row_step(count) if hidden.device.type == "cpu" else 1
+    return max(1, count - count % step)
 
 
 def _is_fusable(unembed: Unembed, hidden: Tensor) -> bool:

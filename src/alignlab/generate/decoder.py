@@ -24,6 +24,8 @@ from alignlab.models.rotary import Rotary
 
 PLAIN = {GPT, Block, Attention, FeedForward, Norm, Rotary, nn.Linear, nn.Embedding, nn.Identity, nn.ModuleList}
 
+LARGE_WEIGHT = 2**24  # numbers: reading them takes most of the time, whatever the rows
+
 
 def stepper(model: GPT, cache: KVCache) -> Callable[[Tensor], Tensor]:
     """A function from the next token of each row (B,) to logits (B, V), which extends `cache`."""
@@ -137,7 +139,8 @@ class Decoder:
             hidden += linear.bias
 
     def _is_wide(self, rows: Tensor, weight: Tensor) -> bool:
-        return self.has_idle_units and products.is_wide(rows, weight, self.space.rows * weight.numel())
+        is_many = self.space.rows > 2 or weight.numel() > LARGE_WEIGHT
+        return self.has_idle_units and is_many and products.is_wide(rows, weight.t(), self.space.rows)
 
     def _activated(self) -> Tensor:
         gate = self.space.gates[0]
