@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+
+from alignlab.callbacks.patience import Patience
 
 
 @pytest.mark.parametrize(
@@ -34,3 +39,17 @@ def test_ends_when_there_is_nothing_to_gain(
     assert f"nothing left to do: {tmp_path / 'run'} has done its {step} steps" in caplog.text
     longer = tiny_run("run", *options, "eval_every=1", "trainer.max_steps=10")["step"]
     assert longer == (10 if told is None else step + 1)  # asked for more it goes on, and ends where it is no better
+
+
+def test_a_validation_that_was_not_measured_costs_no_patience() -> None:
+    trainer, task = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False), LightningModule()
+    trainer.state.fn, trainer.state.stage = TrainerFn.FITTING, RunningStage.VALIDATING
+    patience = Patience("val/bleu", patience=2, mode="max", check_finite=False)
+    waited = []
+    for value, is_cut_short in ((3.0, False), (torch.nan, True), (2.0, False), (torch.nan, True), (torch.nan, False)):
+        trainer.callback_metrics["val/bleu"] = torch.tensor(value)
+        task.is_cut_short = is_cut_short
+        patience.on_validation_end(trainer, task)
+        waited.append(patience.wait_count)
+    assert waited == [0, 0, 1, 1, 2]
+    assert trainer.should_stop

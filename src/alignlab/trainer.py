@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +25,7 @@ from alignlab.build import Parts, node
 from alignlab.callbacks.agreement import Agreement
 from alignlab.callbacks.checkpoints import Checkpoints
 from alignlab.callbacks.figures import Figures
+from alignlab.callbacks.patience import Patience
 from alignlab.callbacks.predictions import Predictions
 from alignlab.callbacks.progress import ProgressLine
 from alignlab.callbacks.record import Record
@@ -120,12 +121,10 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
     return Callbacks(record=record, checkpoints=checkpoints, all=[*all_of_them, checkpoints])
 
 
-def _early_stopping(config: DictConfig, *, mode: str) -> EarlyStopping:
+def _early_stopping(config: DictConfig, *, mode: str) -> Patience:
     """What ends the training after `patience` validations without a better monitored metric, or one good enough."""
     patience = sys.maxsize if config.patience is None else config.patience
-    return EarlyStopping(
-        config.monitor, patience=patience, stopping_threshold=config.stop_at, mode=mode, check_finite=False
-    )
+    return Patience(config.monitor, patience=patience, stopping_threshold=config.stop_at, mode=mode, check_finite=False)
 
 
 def _pruning(config: DictConfig) -> list[Callback]:

@@ -10,6 +10,7 @@ they err on other texts, and a weighted mean of their logits is the answer (a pr
 
 # B texts, T tokens of the longest, D width, C classes
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
@@ -29,6 +30,8 @@ from alignlab.tasks.shown import ROWS, table
 from alignlab.tasks.task import Table, TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import BelowOne, NonNegativeFloat, NonNegativeInt
+
+log = logging.getLogger(__name__)
 
 EACH_SHOWN = 50  # classes at most whose own F1 is logged
 NGRAMS_COUNT = 2  # times as much as the model in their common answer; chosen in benchmarks/results_classification.md
@@ -106,6 +109,7 @@ class Classification(TaskModule):
     def look_over(self, batches: Iterable[LabelBatch]) -> None:
         """How many texts have an n-gram, which says how much it tells."""
         if self.ngrams is not None:
+            log.info("n-grams  counting those of the training texts")  # half a minute for a million
             self.ngrams.weigh((batch.ids, batch.lengths) for batch in batches)
 
     def monitored(self, asked: str) -> str:
