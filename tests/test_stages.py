@@ -7,6 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from alignlab import checkpoint as files
+from alignlab.commandline import check
+from alignlab.errors import UserError
 from alignlab.stages import stage_overrides, started_from
 from tests.conftest import TINY, composed, train
 
@@ -41,6 +43,21 @@ def test_the_command_line_wins_over_the_stage_and_the_start_over_both() -> None:
     assert told.index("++optim.lr=0.1") < told.index("++optim.lr=0.3")
     assert told[-1] == "init_from=runs/a b" or told[-1] == "init_from='runs/a b'"
     assert "stages=x" not in told
+
+
+def test_what_only_one_stage_takes_is_told_to_it_alone() -> None:
+    told = ["experiment=arithmetic_grpo", "++task.samples=8", "++task.max_new_tokens=5", "++datamodule.batch_size=4"]
+    recipe = composed(*told)
+    check(recipe)
+    first, second = (stage_overrides(recipe, stage, told, None) for stage in recipe.stages)
+    assert "++task.samples=8" not in first
+    assert "++task.samples=8" in second
+    for both in ("++task.max_new_tokens=5", "++datamodule.batch_size=4"):
+        assert both in first
+        assert both in second
+    check(composed("experiment=arithmetic_grpo", "++datamodule.generate_rows=9"))  # which pretraining has not
+    with pytest.raises(UserError, match=r"task.sample is not an argument of any stage; did you mean samples"):
+        check(composed("experiment=arithmetic_grpo", "++task.sample=8"))
 
 
 def test_a_recipe_may_branch() -> None:

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab.commandline import check, trusted
+from alignlab.commandline import OF_TASKS, arguments_of, check, trusted
 from alignlab.commandline.quoting import legal
 from alignlab.commandline.tree import conf_folder
 from alignlab.launch import child_command, freeze, run_children
@@ -70,7 +70,10 @@ def started_from(stage: DictConfig, number: int, places: list[Path], init_from: 
 
 
 def stage_overrides(config: DictConfig, stage: DictConfig, command_line: list[str], before: str | None) -> list[str]:
-    """The recipe's experiment, then the stage's own, then those of the command line, which win."""
+    """The recipe's experiment, then the stage's own, then those of the command line, which win.
+
+    Of `task.NAME=` and `datamodule.NAME=` on the command line, those that the stage takes.
+    """
     experiment = [o for o in command_line if o.startswith("experiment=")]
     own = []
     for key, value in OmegaConf.to_container(stage, resolve=False).items():  # type: ignore[union-attr]
@@ -78,9 +81,17 @@ def stage_overrides(config: DictConfig, stage: DictConfig, command_line: list[st
             continue
         text = legal(value) if isinstance(value, str) else json.dumps(value)
         own.append(f"++{key!s}={text}" if "." in str(key) else f"{key!s}={text}")
-    typed = [o for o in command_line if not o.lstrip("+").startswith(OF_THE_RECIPE)]
+    taken = {part: arguments_of(part, str(stage.get("task", "pretrain"))) for part in OF_TASKS}
+    typed = [o for o in command_line if not o.lstrip("+").startswith(OF_THE_RECIPE) and _is_taken(o, taken)]
     start = [f"init_from={legal(before)}"] if before else []
     return [*experiment, "stages=null", *own, *typed, *start]
+
+
+def _is_taken(override: str, taken: dict[str, set[str] | None]) -> bool:
+    """Whether an override is none of `PART.NAME=`, or the part takes such a name."""
+    part, _, name = override.lstrip("+~").partition("=")[0].partition(".")
+    names = taken.get(part)
+    return names is None or not name or name.partition(".")[0] in names
 
 
 def composed_stage(overrides: list[str]) -> DictConfig:

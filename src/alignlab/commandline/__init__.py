@@ -5,8 +5,8 @@ the conf folder and the source text of the classes it names, which are read by `
 torch would take longer than the three seconds within which a mistake is to be told.
 """
 
-from alignlab.commandline.checking import check, existing, trusted
+from alignlab.commandline.checking import OF_TASKS, arguments_of, check, existing, trusted
 from alignlab.commandline.overrides import prepare
 from alignlab.errors import UserError, fail, guard
 
-__all__ = ["UserError", "check", "existing", "fail", "guard", "prepare", "trusted"]
+__all__ = ["OF_TASKS", "UserError", "arguments_of", "check", "existing", "fail", "guard", "prepare", "trusted"]

@@ -6,7 +6,7 @@ one that only reaches through ours (`alignlab.paths.os.system`), for a configura
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ ALLOWED = (
     "lightning.pytorch.loggers.",
     "lightning.pytorch.profilers.",
 )
+OF_TASKS = ("task", "datamodule")  # what a task brings along
 _OF_HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_"}
 # Arguments that name files to read, told before torch is imported when they do not exist.
 _READS = {"alignlab.rows.files.Files": ("train", "val", "test"), "alignlab.text.tokenizer.File": ("path",)}
@@ -47,9 +48,22 @@ def check(cfg: DictConfig, trust: Sequence[str] = ()) -> None:
     for name, value in plain.items():
         if name not in root.arguments:
             _check_holder(str(name), value)
+    stages = [str(stage.get("task", "pretrain")) for stage in plain.get("stages") or [] if isinstance(stage, dict)]
     for path, node in _targets(plain, ""):
-        _check_node(path, node, trust)
+        # what a recipe is told of its tasks and their data is for the stages that take it, and the first may not
+        elsewhere = {name for task in stages for name in arguments_of(path, task) or ()} if path in OF_TASKS else set()
+        _check_node(path, node, trust, elsewhere)
     _check_average(plain)
+
+
+def arguments_of(part: str, task: str) -> set[str] | None:
+    """The arguments of the `part` in `OF_TASKS` that conf/task/TASK.yaml sets; None where the source does not tell."""
+    file = Tree(conf_folder()).file("task", task)
+    written = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file))) if file is not None else {}
+    target = written.get(part, {}).get("_target_")
+    definition = locate(target) if target else None
+    arguments = signature(definition) if definition is not None else None
+    return None if arguments is None or arguments.is_open else set(arguments.arguments)
 
 
 def check_targets(settings: dict[str, Any], place: str) -> None:
@@ -163,7 +177,7 @@ def _check_holder(path: str, node: Any) -> None:
         _check_holder(f"{path}.{name}", value)
 
 
-def _check_node(path: str, node: dict[str, Any], trust: Sequence[str]) -> None:
+def _check_node(path: str, node: dict[str, Any], trust: Sequence[str], elsewhere: Collection[str]) -> None:
     target = node["_target_"]
     definition = _allowed(path, target, trust)
     arguments = signature(definition) if definition is not None else None
@@ -171,6 +185,10 @@ def _check_node(path: str, node: dict[str, Any], trust: Sequence[str]) -> None:
         raise UserError(f"{path}._args_ is not accepted\nname the arguments of {target}")
     for name, value in node.items():
         where = f"{path}.{name}" if path else str(name)
+        if elsewhere and arguments is not None and name not in {*_OF_HYDRA, *arguments.arguments}:
+            if name not in elsewhere:
+                raise mistaken(f"{where} is not an argument of any stage", str(name), elsewhere)
+            continue
         if name in _OF_HYDRA or arguments is None:
             if value == "???":
                 raise UserError(f"{where} is missing\nadd {where}=...")
