@@ -55,8 +55,10 @@ def outer(gradients: Tensor, rows: Tensor) -> Tensor:
 
 
 def row_step(rows: int) -> int:
-    """What numbers of rows are multiples of: oneDNN keeps code of its own, some 100 KB, for each that it has met."""
-    return 1 if rows <= 64 else max(64, 2 ** (rows.bit_length() - 5))  # 16 numbers between 2^n and 2^(n + 1)
+    """What numbers of rows should be multiples of: oneDNN keeps code, some 100 KB, for each that it has met."""
+    if rows <= 64 or not has_idle_units():
+        return 1
+    return max(64, 2 ** (rows.bit_length() - 5))  # 16 numbers between 2^n and 2^(n + 1)
 
 
 def write(target: Tensor, rows: Tensor, weight: Tensor, *, adds: bool = False) -> None:
