@@ -69,7 +69,8 @@ def test_a_fork_trains_what_a_process_does(nursery: Nursery, tmp_path: Path, cor
 
 
 def test_it_tells_how_jobs_end(nursery: Nursery, tmp_path: Path, corpus: Path) -> None:
-    called_off = nursery.start(frozen(tmp_path / "never", *options(corpus)), ENVIRONMENT)
+    never = frozen(tmp_path / "never", *options(corpus), "trainer.max_steps=100000", "eval_every=100000")
+    called_off = nursery.start(never, ENVIRONMENT)
     called_off.send_signal(signal.SIGTERM)  # nothing was heard of it yet
     assert called_off.poll() == -signal.SIGTERM
     wrong = frozen(tmp_path / "wrong", *options(corpus), "trainer.max_steps=1")
@@ -81,7 +82,7 @@ def test_it_tells_how_jobs_end(nursery: Nursery, tmp_path: Path, corpus: Path) -
     killed.kill()
     assert ended(killed) == -signal.SIGKILL
     killed.send_signal(signal.SIGTERM)  # which reaches nobody else
-    assert not (tmp_path / "never/metrics.json").exists()
+    assert not (never / "metrics.json").exists()
 
 
 def test_jobs_end_with_it_and_others_begin(nursery: Nursery, tmp_path: Path, corpus: Path) -> None:
