@@ -82,6 +82,18 @@ def test_sample_marks_the_answer_or_the_end(tokenizer: Tokenizer) -> None:
     assert without.facts()["train_sample"].endswith("green⟦<|endoftext|>⟧")
 
 
+def test_an_answer_of_no_place_is_not_learned(tokenizer: Tokenizer) -> None:
+    asked = row(TEXTS[0], "number")
+    nowhere = {"text": "a figure", "answer_start": None}
+    data = Spans(
+        rows=FakeRows(train=[asked], val=[{**asked, "answers": [nowhere, *asked["answers"]]}]), tokenizer=tokenizer,
+        max_length=64,
+    )  # fmt: skip
+    learned, measured = (data.examples(split).batch(np.array([0]), {}, 1) for split in ("train", "val"))
+    assert (learned.starts.tolist(), learned.ends.tolist()) == (measured.starts.tolist(), measured.ends.tolist())
+    assert measured.passages[0].references == ["a figure", "number"]
+
+
 def test_a_context_100_times_too_long_is_read_in_windows(tokenizer: Tokenizer) -> None:
     context = "".join(f"{number:05d} " for number in range(1100))  # 6,600 tokens
     rows = [row(context, "00700"), row("short one", "one")]

@@ -109,6 +109,14 @@ def test_group_is_what_rows_share():
     assert group_key({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}) == "u"
 
 
+def test_an_answer_that_is_misplaced_beside_a_right_one_is_a_reference():
+    right, wrong = {"text": "d", "answer_start": 3}, {"text": "xx", "answer_start": -1}
+    answers = made("span", SPAN | {"answers": [wrong, right]})["answers"]
+    assert answers == [{"text": "xx", "answer_start": None}, right]
+    with pytest.raises(BadRow, match=r"answers\[0\] 'xx' does not stand"):
+        made("span", SPAN | {"answers": [wrong, wrong]})
+
+
 def test_pairs_are_of_two_answers_that_differ():
     same = {"prompt": "p", "chosen": "c", "rejected": "c"}
     with pytest.raises(BadRow, match="rejected is the same as chosen"):

@@ -70,7 +70,7 @@ class SpanEncoder(Encoder):
         before = np.concatenate([[self.tokenizer.eos_id], kept, self.separator])
         spans = self.tokenizer.offsets(row["context"], context)
         answers = row.get("answers") or []
-        places = [tokens_of(answer, spans) for answer in answers]
+        places = [tokens_of(answer, spans) for answer in answers if answer["answer_start"] is not None]
         references = list(dict.fromkeys(answer["text"] for answer in answers))
         stride = min(self.stride or max(1, room // 2), room)
         examples = []
