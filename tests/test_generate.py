@@ -114,6 +114,16 @@ def test_a_model_with_hooks_takes_the_modules_path_and_gives_the_same():
     assert len(calls) >= 12
 
 
+@pytest.mark.parametrize("fields", [{}, {"beams": 2}])
+def test_a_compiled_model_compiles_nothing_to_generate(fields):
+    model = tiny(**LLAMA)
+    compiled = tiny(**LLAMA)
+    for block in compiled.blocks:
+        block.compile(backend=lambda *_: pytest.fail("a block was compiled"))
+    compiled.is_compiled = True
+    assert greedy(compiled, **fields) == greedy(model, **fields)
+
+
 @pytest.mark.parametrize("family", [LLAMA, GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 def test_beams_are_the_naive_search(family, length_penalty):

@@ -10,6 +10,7 @@ caller. It knows nothing of text; `decode` is handed in.
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -65,7 +66,7 @@ def generate(
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _eager(model):
             run = _searched if sampling.beams > 1 else _sampled
             rows = run(
                 model,
@@ -176,6 +177,14 @@ def _generator(sampling: Sampling, device: torch.device) -> torch.Generator:
     else:
         generator.manual_seed(sampling.seed)
     return generator
+
+
+def _eager(model: GPT) -> AbstractContextManager[object]:
+    """Compiled blocks run as they are: they would be compiled again for every layer's part of a cache, and its length.
+
+    The stance is asked for only where something is compiled, as it imports the compiler.
+    """
+    return torch.compiler.set_stance("force_eager") if model.is_compiled else nullcontext()
 
 
 def _prefill(
