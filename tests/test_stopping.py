@@ -1,11 +1,13 @@
 """Stopping and going on, as a user does it: signals, kill -9, a damaged file, a full disk, a changed file."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -167,16 +169,31 @@ def test_diverging_stops_with_an_error_and_keeps_finite_weights(tmp_path: Path, 
     assert not last.exists() or not files.not_finite(files.read(last)["state_dict"])
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, corpus: Path) -> None:
-    disk = tmp_path / "disk"
+@contextlib.contextmanager
+def mounted(disk: Path, options: str) -> Iterator[Path]:
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(disk)], check=False).returncode:
         pytest.skip("this machine does not allow mounting")
     try:
-        run = train(f"data.train={corpus}", f"hydra.run.dir={disk}/run", *LONG, folder=tmp_path)
+        yield disk
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, corpus: Path) -> None:
+    with mounted(tmp_path / "disk", "size=300k") as disk:
+        run = train(f"data.train={corpus}", f"hydra.run.dir={disk}/run", *LONG, folder=tmp_path)
     assert run.returncode == 2, run.stderr
     assert "No space left" in run.stderr or "could not write" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
+def test_a_read_only_folder_is_told_with_the_remedy(tmp_path: Path, corpus: Path) -> None:
+    with mounted(tmp_path / "disk", "ro") as disk:
+        run = train(f"data.train={corpus}", f"hydra.run.dir={disk}/run", *LONG, folder=tmp_path)
+    assert run.returncode == 2, run.stderr
+    first, second = run.stderr.splitlines()[-2:]
+    assert first == f"error: Read-only file system: {disk}/run"
+    assert "hydra.run.dir=FOLDER" in second

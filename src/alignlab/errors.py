@@ -7,6 +7,7 @@ Torch-free. Knows nothing about what is being configured.
 
 import contextlib
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -18,6 +19,12 @@ LINES, COLUMNS = 3, 200  # what a person reads of an error in a terminal
 _PLAIN_SPOKEN = {"alignlab", "hydra", "omegaconf"}  # whose ValueErrors are words to the user, not defects
 # Lightning's word for a mistake in the Trainer's arguments; by name, for importing it costs seconds.
 _MISTAKES_ELSEWHERE = {"MisconfigurationException", "DeviceNotFoundError"}
+_ELSEWHERE = "hydra.run.dir=FOLDER puts a run elsewhere, ALIGNLAB_CACHE=FOLDER (environment) derived files"
+_REMEDIES = {
+    errno.EROFS: f"write where it is allowed: {_ELSEWHERE}",
+    errno.EACCES: f"change its permissions (chmod), or use another: {_ELSEWHERE}",
+    errno.ENOSPC: f"free some space: {_ELSEWHERE}",
+}
 
 
 class UserError(ValueError):
@@ -102,7 +109,8 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, ConnectionError):  # a process of ours died: where it did matters
         return None
     if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        told = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return f"{told}\n{_REMEDIES.get(error.errno or 0, '')}"
     if isinstance(error, ValueError) and _is_told(error):
         return str(error)
     return _explained_composition(error)
