@@ -1,5 +1,7 @@
 """What a rollout hands to the loss: a prompt that is read once gives what reading it with each answer gives."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -47,6 +49,24 @@ def test_a_prompt_read_once_is_as_good_as_one_for_each_answer(
     assert torch.allclose(shared, alone, atol=1e-5)
     pairs = zip(gradients(model, (shared * weight).sum()), gradients(model, (alone * weight).sum()), strict=True)
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in pairs)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_compiled_layers_are_compiled_once_for_all_of_them(layers: int) -> None:
+    torch._dynamo.reset()  # what was compiled for other layers counts too
+    model = GPT(GPTConfig(layers=layers, width=16, heads=2, context=12, vocabulary=14))
+    written = joined(PROMPTS, answered(ANSWERS), 0, torch.device("cpu"))
+    plain = written.hidden(model)
+    graphs = []
+
+    def counting(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    for block in model.blocks:
+        block.compile(backend=counting)
+    assert torch.allclose(written.hidden(model), plain, atol=1e-6)
+    assert len(graphs) == 2  # for prompts, for answers
 
 
 def test_what_is_read_counts_a_prompt_once() -> None:

@@ -31,14 +31,9 @@ class KVCache:
         """How many tokens a row can hold."""
         return self.held.shape[4]
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (B, G, T, Dh) keys and values of `layer` after the tokens held; returns all of them, (B, G, K, Dh)."""
-        end = self.length + key.shape[2]
-        assert end <= self.capacity, f"the cache holds {self.capacity} tokens; {end} are needed"
-        keys, values = self.held[layer].unbind()
-        keys[:, :, self.length : end] = key
-        values[:, :, self.length : end] = value
-        return keys[:, :, :end], values[:, :, :end]
+    def layer(self, number: int) -> "CachedLayer":
+        """The part of one layer."""
+        return CachedLayer(self, number)
 
     def advance(self, documents: Tensor | None, positions: Tensor, tokens: int) -> None:
         """Counts `tokens` more tokens as held, after every layer has stored them."""
@@ -71,3 +66,20 @@ class KVCache:
         self.documents = self.documents.index_select(0, rows)
         self.next_position = self.next_position.index_select(0, rows)
         self._mask = None
+
+
+class CachedLayer:
+    """One layer's part of a cache."""
+
+    def __init__(self, cache: KVCache, number: int) -> None:
+        self.cache, self.number = cache, number
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores (B, G, T, Dh) keys and values after the tokens held; returns all of them, (B, G, K, Dh)."""
+        start = self.cache.length
+        end = start + key.shape[2]
+        assert end <= self.cache.capacity, f"the cache holds {self.cache.capacity} tokens; {end} are needed"
+        keys, values = self.cache.held[self.number].unbind()
+        keys[:, :, start:end] = key
+        values[:, :, start:end] = value
+        return keys[:, :, :end], values[:, :, :end]

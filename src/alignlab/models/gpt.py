@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from alignlab.models.cache import KVCache
+from alignlab.models.cache import CachedLayer, KVCache
 from alignlab.models.config import GPTConfig
 from alignlab.models.kernels import (
     applied,
@@ -32,11 +32,12 @@ from alignlab.models.kernels import (
 from alignlab.models.narrow import aligned_linear
 from alignlab.models.rotary import Rotary, rotate
 from alignlab.models.self_attention import causal_attention, self_attention
-from alignlab.models.shared import AnswerKeys, PromptKeys
+from alignlab.models.shared import AnswerKeys, AnswerLayer, PromptKeys, PromptLayer
 
 EMBEDDING_STD = 0.02
 SHORT = {"cpu": 256}  # tokens of a row, by kind of device
 Held = KVCache | PromptKeys | AnswerKeys  # keys and values of tokens that were read before
+HeldLayer = CachedLayer | PromptLayer | AnswerLayer
 HIDDEN_GAIN = 0.5  # std of a hidden matrix is this over sqrt(inputs); GPT-2's 0.02 is 0.55 / sqrt(768)
 
 
@@ -100,8 +101,7 @@ class Attention(nn.Module):
         rotation: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         is_causal: bool,
-        cache: Held | None,
-        layer: int,
+        cache: HeldLayer | None,
     ) -> Tensor:
         takes_products = is_short(hidden) and not self.is_grouped
         if takes_products and (is_causal or mask is not None) and cache is None and self._is_one_step(hidden):
@@ -113,9 +113,9 @@ class Attention(nn.Module):
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         if cache is not None:
-            key, value = cache.extend(layer, key, value)
+            key, value = cache.extend(key, value)
             query = query.to(key.dtype)
-        is_whole = is_causal or (mask is not None and not isinstance(cache, KVCache))
+        is_whole = is_causal or (mask is not None and not isinstance(cache, CachedLayer))
         if takes_products and is_whole and query.dtype == torch.bfloat16:
             mixed = products(query, key, value, mask)
         elif takes_products and is_causal and cache is None and is_plain(query):
@@ -165,9 +165,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then feed-forward, each on a normalized copy and added to the stream."""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.dropout = config.dropout
         self.attention_norm = Norm(config, config.width)
         self.attention = Attention(config)
@@ -180,9 +179,9 @@ class Block(nn.Module):
         rotation: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         is_causal: bool,
-        cache: Held | None = None,
+        cache: HeldLayer | None = None,
     ) -> Tensor:
-        mixed = self.attention(self.attention_norm(hidden), rotation, mask, is_causal, cache, self.layer)
+        mixed = self.attention(self.attention_norm(hidden), rotation, mask, is_causal, cache)
         hidden = hidden + F.dropout(mixed, self.dropout, self.training)
         return hidden + F.dropout(self.feedforward(self.feedforward_norm(hidden)), self.dropout, self.training)
 
@@ -202,7 +201,7 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.rotary = Rotary(config) if config.positions == "rotary" else None
-        self.blocks = nn.ModuleList([Block(config, layer) for layer in range(config.layers)])
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
         self.norm = Norm(config, config.width)
         self.unembedding = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)
         self.initialize()
@@ -258,11 +257,12 @@ class GPT(nn.Module):
         if self.rotary is not None:
             rotation = self.rotary(positions, hidden)
         hidden = F.dropout(hidden, self.config.dropout, self.training)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
+            held = cache.layer(number) if cache is not None else None
             if self.recompute_activations and torch.is_grad_enabled():
-                hidden = checkpoint(block, hidden, rotation, mask, is_causal, cache, use_reentrant=False)
+                hidden = checkpoint(block, hidden, rotation, mask, is_causal, held, use_reentrant=False)
             else:
-                hidden = block(hidden, rotation, mask, is_causal, cache)
+                hidden = block(hidden, rotation, mask, is_causal, held)
         if cache is not None:
             cache.advance(documents, positions, ids.shape[1])
         return self.norm(hidden)
