@@ -237,7 +237,7 @@ def test(options: argparse.Namespace) -> None:
 
     output = Path(options.output) if options.output else None
     for name, value in sorted(measure(options.model, options.overrides, output=output).items()):
-        print(f"{name} {value:.4f}")
+        print(f"{name} {value:z.4f}")
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -68,4 +68,4 @@ def show_stages(values: dict[str, float | int | str], tasks: list[str]) -> None:
 
 
 def _text(value: float | int | str) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:z.4f}" if isinstance(value, float) else str(value)  # z: no -0.0000

@@ -100,4 +100,4 @@ def clock(seconds: float) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+    return f"{value:z.4f}" if abs(value) < 100 else f"{value:,.1f}"  # z: no -0.0000
