@@ -30,7 +30,7 @@ class TextBatch(NamedTuple):
     documents: Tensor | None  # (B, T)
     counts: dict[str, float]
     tokens: int
-    bytes: int
+    bytes: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,6 +111,15 @@ def last_files(folder: Path, keep: int = 100) -> list[Path]:
     return [folder / "last.ckpt"] + [folder / f"last-{age}.ckpt" for age in range(1, keep)]
 
 
+def set_aside(newest: Path) -> None:
+    """Renames what is newer than the undamaged `newest`, so that it takes no good one's place in the rotation."""
+    for path in last_files(newest.parent):
+        if path == newest:
+            return
+        if path.exists():
+            os.replace(path, path.with_name(f"damaged-{path.name}"))
+
+
 def rotate(folder: Path, keep: int) -> None:
     """Makes last.ckpt the one before, so that `keep` files remain once a new last.ckpt is written.
 

@@ -42,6 +42,18 @@ def test_stream_is_documents_between_ends(tokenizer):
     assert (store.bytes, store.documents, store.tokens, store.dtype) == (10, 3, 14, np.dtype("<u2"))
 
 
+def test_bytes_are_those_of_the_text_whatever_the_tokenizer_spells():
+    texts = [{"text": "DİNÇ DİNÇ", "row": 0, "continues": False}]  # 9 letters, 3 of 2 bytes: 12, and one space
+    lower = BPE(vocab_size=300, lowercase=True).build(lambda: (row["text"] for row in texts), "lower")
+    store = build(lower, source=lambda: iter(texts))
+    ids = store.read(0, len(store))
+    assert store.bytes == len(texts[0]["text"].encode())
+    assert lower.byte_counts[ids].sum() != store.bytes  # a small İ is an i and a dot of its own
+    assert store.byte_counts(lower)[ids].sum() == pytest.approx(store.bytes)
+    whole = Bytes().build(list, "")
+    assert build(whole).byte_counts(whole) is whole.byte_counts
+
+
 def test_rows_that_continue_are_one_document(tokenizer):
     blocks = [("a\n", True), ("b\n", True), ("c", False), ("d", True)]
     store = build(tokenizer, lambda: ({"text": text, "continues": more} for text, more in blocks))

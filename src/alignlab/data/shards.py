@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 MAGIC, VERSION = b"ALIGNTOK", 1
 _HEADER = struct.Struct("<8sIIQQI28x")  # magic, version, bytes per id, count, bytes of text, CRC-32; 64 bytes
 _SHARD_TOKENS = 1 << 26
+_READ_TOKENS = 1 << 22
 
 Rows = Callable[[], Iterable[dict]]
 
@@ -112,6 +113,19 @@ class TokenShards:
         if not parts:  # start == stop == tokens
             return np.empty(0, dtype=self.dtype)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def byte_counts(self, tokenizer: Tokenizer) -> np.ndarray:
+        """UTF-8 bytes that each id (V,) stands for, together exactly those of the text.
+
+        A tokenizer that lowers case, drops spaces or knows no emoji spells other bytes than it was given: its counts
+        are scaled, all alike.
+        """
+        spelled = tokenizer.byte_counts
+        total = sum(
+            int(spelled[self.read(start, min(start + _READ_TOKENS, self.tokens))].sum(dtype=np.int64))
+            for start in range(0, self.tokens, _READ_TOKENS)
+        )
+        return spelled if total in (0, self.bytes) else spelled * (self.bytes / total)
 
 
 def _reopen(folder: str) -> TokenShards:
@@ -242,6 +256,6 @@ def _open_shard(path: Path, verify: bool) -> np.ndarray:
 
 def _checksum(ids: np.ndarray) -> int:
     crc = 0
-    for start in range(0, len(ids), 1 << 22):
-        crc = zlib.crc32(ids[start : start + (1 << 22)].tobytes(), crc)
+    for start in range(0, len(ids), _READ_TOKENS):
+        crc = zlib.crc32(ids[start : start + _READ_TOKENS].tobytes(), crc)
     return crc

@@ -36,7 +36,7 @@ class Windows:
         self.stride = self.length if covers_all else min(stride, self.length)
         self.separate = separate
         self.eos = tokenizer.eos_id
-        self.byte_counts = tokenizer.byte_counts
+        self.byte_counts = shards.byte_counts(tokenizer) if covers_all else tokenizer.byte_counts
         if covers_all:
             self.size = -(-self.predicted // self.length)
         else:
@@ -61,7 +61,7 @@ class Windows:
         targets[real:] = -1
         told = targets[targets >= 0]
         documents = np.where(ids >= 0, np.cumsum(ids == self.eos, axis=1), -1) if self.separate else None
-        size = int(self.byte_counts[told].sum())
+        size = float(self.byte_counts[told].sum())
         ids[ids < 0] = self.eos  # comes after every target of its row, so no target sees it
         targets[targets < 0] = IGNORED
         return TextBatch(

@@ -25,7 +25,7 @@ class TextLoss(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.set_dtype(torch.float64)
 
-    def update(self, nats: Tensor, targets: int | Tensor, size: int) -> None:
+    def update(self, nats: Tensor, targets: int | Tensor, size: float) -> None:
         """Adds `nats`, the summed loss of `targets` tokens that stand for `size` bytes."""
         self.nats += nats.double()
         self.targets += targets
