@@ -60,3 +60,16 @@ def test_every_preset_can_be_exported() -> None:
     ours = {"nano": "qwen3", "tiny": "qwen3", "small": "qwen3", "qwen3_0_6b": "qwen3"}
     llama = dict.fromkeys(("smollm2_135m", "llama_1b", "llama_8b"), "llama")
     assert exported == ours | llama | {name: "gpt2" for name in PUBLISHED if name.startswith("gpt2")}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "told"),
+    [
+        ({"factor": 2.0}, "rotary scaling None is not supported; accepted: default, linear"),
+        ({"rope_type": "llama3", "factor": 2.0}, "'llama3' has no low_freq_factor, high_freq_factor, original_max"),
+        ({"rope_type": "linear"}, "'linear' has no factor"),
+    ],
+)
+def test_a_scaling_that_would_do_nothing_is_refused(scaling: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        GPTConfig(layers=1, width=16, heads=2, rope_scaling=scaling)

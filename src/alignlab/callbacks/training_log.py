@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,7 @@ from alignlab.tasks.task import TaskModule
 
 log = logging.getLogger(__name__)
 
-# Dense bf16 tensor-core peak in FLOP/s, from the vendors' data sheets. A longer name stands before its prefix.
+# Dense bf16 tensor-core peak in FLOP/s, with sums in fp32, from the vendors' data sheets.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -29,6 +30,8 @@ PEAK_FLOPS = {
     "L40": 181e12,
     "L4": 121e12,
     "A40": 150e12,
+    "RTX A6000": 155e12,
+    "H20": 148e12,
     "A30": 165e12,
     "A10G": 70e12,
     "A10": 125e12,
@@ -36,6 +39,7 @@ PEAK_FLOPS = {
     "T4": 65e12,
     "RTX 5090": 209.5e12,
     "RTX 4090": 165e12,
+    "RTX 4080": 97.5e12,
     "RTX 3090": 71e12,
     "MI300X": 1307e12,
     "MI250X": 383e12,
@@ -43,20 +47,27 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: str) -> float | None:
-    """Peak of a GPU by its name, in FLOP/s; None where it is not known, as for a CPU."""
-    names = sorted(PEAK_FLOPS, key=len, reverse=True)
-    return next((PEAK_FLOPS[name] for name in names if name in device), None)
+    """Peak of a GPU by its name, in FLOP/s; None where it is not known, as for a CPU or a laptop's slower namesake."""
+    if "Laptop" in device:
+        return None
+    names = sorted(PEAK_FLOPS, key=len, reverse=True)  # a longer name is meant before its prefix
+    return next((PEAK_FLOPS[name] for name in names if re.search(rf"\b{name}\b", device)), None)
 
 
 class TrainingLog(Callback):
-    """Logs every `every` optimizer steps under `train/`, and keeps the latest values for others to show."""
+    """Logs every `every` optimizer steps under `train/`, and keeps the latest values for others to show.
 
-    def __init__(self, *, every: int, stopwatch: Stopwatch, row_tokens: int) -> None:
+    Logs every `eval_every` too, so that a validation is told beside the loss of its own step.
+    """
+
+    def __init__(self, *, every: int, eval_every: int, stopwatch: Stopwatch, row_tokens: int) -> None:
         self.every = every
+        self.eval_every = eval_every
         self.stopwatch = stopwatch
         self.row_tokens = row_tokens
         self.latest: dict[str, float] = {}
         self.parameters = 0
+        self.learning_rate = 0.0
         self.mark = (0.0, 0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -65,6 +76,12 @@ class TrainingLog(Callback):
         self.parameters = pl_module.model.parameter_count()
         self.mark = (self.stopwatch.seconds, pl_module.read_tokens)
 
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Notes the rate that this step is made with: afterwards the groups hold the next one's."""
+        self.learning_rate = max(group["lr"] for group in optimizer.param_groups)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -72,7 +89,7 @@ class TrainingLog(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
-        is_due = step % self.every == 0 or step == trainer.max_steps or step == 1
+        is_due = step % self.every == 0 or step % self.eval_every == 0 or step in (1, trainer.max_steps)
         if not is_due:
             return
         assert isinstance(pl_module, TaskModule)
@@ -85,7 +102,7 @@ class TrainingLog(Callback):
         self.latest = {f"train/{name}": value for name, value in losses.items()}
         self.latest |= {f"train/{name}": value for name, value in pl_module.measures.items()}
         self.latest |= {
-            "train/learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
+            "train/learning_rate": self.learning_rate,
             "train/gradient_norm": pl_module.gradient_norm,
             "train/tokens_per_second": speed,
         }

@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 from alignlab.types import BelowOne, PositiveFloat, PositiveInt
 
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+ROPE_NUMBERS = {  # what each kind of rotary scaling cannot do without
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +61,15 @@ class GPTConfig:
             raise ValueError(f"model.head_width is {self.head_size}; rotary positions need an even number")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; expected at least 0 and below 1")
-        kind = (self.rope_scaling or {}).get("rope_type", "default")
-        if kind not in ROPE_KINDS:
-            raise ValueError(f"rotary scaling {kind!r} is not supported; accepted: {', '.join(ROPE_KINDS)}")
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        if not (scaling := self.rope_scaling):
+            return
+        if (kind := scaling.get("rope_type")) not in ROPE_NUMBERS:
+            raise ValueError(f"rotary scaling {kind!r} is not supported; accepted: {', '.join(ROPE_NUMBERS)}")
+        if lacking := [name for name in ROPE_NUMBERS[kind] if scaling.get(name) is None]:
+            raise ValueError(f"rotary scaling {kind!r} has no {', '.join(lacking)}")
 
     @property
     def head_size(self) -> int:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignlab.models.config import ROPE_KINDS, GPTConfig
+from alignlab.models.config import GPTConfig
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "arcee", "gpt2")
 CLASS_PREFIX = {
@@ -203,8 +203,6 @@ def _rope(fields: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
     scaling.pop("type", None)
     if "full_attention" in scaling or "sliding_attention" in scaling:
         raise ValueError("rope_parameters that differ by kind of layer are not supported")
-    if kind not in ROPE_KINDS:
-        raise ValueError(f"rotary scaling {kind!r} is not supported; accepted: {', '.join(ROPE_KINDS)}")
     base = float(scaling.pop("rope_theta", None) or fields.get("rope_theta") or 10_000.0)
     partial = scaling.pop("partial_rotary_factor", fields.get("partial_rotary_factor"))
     _refuse({"partial_rotary_factor": partial}, partial_rotary_factor=1.0)
@@ -216,7 +214,4 @@ def _rope(fields: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
         scaling["original_max_position_embeddings"] = trained
         if kind == "yarn" and scaling.get("factor") is None:
             scaling["factor"] = fields["max_position_embeddings"] / trained
-    needed = ("factor", "low_freq_factor", "high_freq_factor") if kind == "llama3" else ("factor",)
-    if lacking := [name for name in needed if scaling.get(name) is None]:
-        raise ValueError(f"rotary scaling {kind!r} has no {', '.join(lacking)}")
     return base, {"rope_type": kind, **scaling}

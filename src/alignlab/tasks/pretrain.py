@@ -9,7 +9,7 @@ from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
-from alignlab.types import NonNegativeFloat
+from alignlab.types import BelowOne
 
 
 class Pretraining(TaskModule):
@@ -17,9 +17,7 @@ class Pretraining(TaskModule):
 
     validations = 4  # one reads all of the held-out text, which takes as long as some 8 steps of the first command
 
-    def __init__(
-        self, *, model: GPT, tokenizer: Tokenizer, optim: Optim, label_smoothing: NonNegativeFloat = 0.0
-    ) -> None:
+    def __init__(self, *, model: GPT, tokenizer: Tokenizer, optim: Optim, label_smoothing: BelowOne = 0.0) -> None:
         super().__init__(model=model, tokenizer=tokenizer, optim=optim)
         self.label_smoothing = label_smoothing
         self.metrics = {"val": TextLoss(), "test": TextLoss()}
