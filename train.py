@@ -1,5 +1,6 @@
 """Train: compose the configuration, build, fit, test, record. `python train.py --help` lists every option."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.commandline import check, guard, prepare, trusted
-from alignlab.folders import again, assign_folder, resumed
+from alignlab.errors import UserError, record
+from alignlab.folders import again, assign_folder, release, resumed
 from alignlab.sweep.conduct import conduct, is_sweep
 from alignlab.sweep.job import attempt
 
@@ -29,10 +31,25 @@ def job(config: DictConfig) -> float | None:
         overrides = [str(o) for o in OmegaConf.to_container(runtime.overrides.task, resolve=False) or ()]
         if runtime.mode == RunMode.MULTIRUN:
             return attempt(config, Path(runtime.runtime.output_dir), overrides)
-        check(config, trusted(overrides))
-        from alignlab.launch import train  # after the checks: this imports torch
+        folder = Path(runtime.runtime.output_dir)
+        try:
+            check(config, trusted(overrides))
+        except UserError:
+            release(folder)
+            raise
+        return _trained(config, folder, overrides)
 
-        return train(config, Path(runtime.runtime.output_dir), overrides)
+
+def _trained(config: DictConfig, folder: Path, overrides: list[str]) -> float | None:
+    """`launch.train`; why it failed stands at the end of run.log too."""
+    from alignlab.launch import train  # after the checks: this imports torch
+
+    try:
+        return train(config, folder, overrides)
+    except Exception as error:
+        with contextlib.suppress(OSError):  # where the folder itself is what cannot be written
+            record(error, folder)
+        raise
 
 
 def main() -> None:
@@ -42,9 +59,7 @@ def main() -> None:
         if (run := resumed(arguments)) is not None:
             config, folder, overrides = run
             check(config, trusted(overrides))
-            from alignlab.launch import train
-
-            train(config, folder, overrides)
+            _trained(config, folder, overrides)
             return
         sys.argv[1:] = assign_folder(arguments, CONF)
         if is_sweep(arguments):

@@ -8,7 +8,9 @@ import pytest
 
 from alignlab import checkpoint as files
 from alignlab.export import export
-from tests.conftest import ROOT, TINY, train
+from alignlab.launch import needs_launch
+from alignlab.trainer import resolve_strategy
+from tests.conftest import ROOT, TINY, composed, train
 from tests.test_laws import SGD, UNEVEN, largest_difference
 
 COMMON = (*TINY, *SGD, *UNEVEN, "trainer.max_steps=3", "test=false")
@@ -138,3 +140,22 @@ def test_two_ranks_draw_what_one_process_draws(tmp_path: Path) -> None:
     assert largest_difference(whole["state_dict"], parts["state_dict"]) < 1e-5
     fresh = json.loads((tmp_path / "one/metrics.json").read_text())
     assert fresh["val/kl"] > 1e-6  # it did move
+
+
+@pytest.mark.parametrize(
+    ("overrides", "launched"),
+    [
+        (("trainer.devices=2",), True),  # without a strategy too: Lightning would start train.py again
+        (("trainer.devices=[0,1]",), True),
+        (("trainer.devices=2", "+trainer.strategy=ddp_find_unused_parameters_true"), True),
+        (("trainer.devices=2", "+trainer.strategy=ddp_spawn"), False),
+        ((), False),
+    ],
+)
+def test_several_devices_are_started_by_us(
+    overrides: tuple[str, ...], launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    assert needs_launch(composed(*overrides)) == launched
+    assert resolve_strategy("auto", 2) == "ddp"

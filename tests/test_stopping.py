@@ -122,6 +122,10 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert newest.name == "last-1.ckpt"
     assert files.read(newest)["step"] == 2
     assert "last.ckpt is damaged" in caplog.text
+    files.set_aside(newest)
+    files.rotate(tmp_path, keep=2)  # what comes next may not be written: the good one is still there
+    assert files.newest_good(tmp_path) == newest
+    assert (tmp_path / "damaged-last.ckpt").exists()
     (tmp_path / "last-1.ckpt").write_bytes(b"PK")
     with pytest.raises(files.DamagedCheckpoint, match="no undamaged checkpoint"):
         files.newest_good(tmp_path)
@@ -158,6 +162,37 @@ def test_changed_data_is_refused_unless_allowed(tmp_path: Path, corpus: Path) ->
     assert allowed.returncode == 0, allowed.stderr
     assert "the horizon changes from 2 to 4 steps" in allowed.stderr
     assert json.loads((tmp_path / "run/metrics.json").read_text())["step"] == 4
+
+
+def test_what_is_allowed_by_name_may_stand_beside_resume(tmp_path: Path, corpus: Path) -> None:
+    arguments = (f"data.train={corpus}", "data=files", "hydra.run.dir=run", *TINY, "trainer.max_steps=2", "test=false")
+    assert train(*arguments, "datamodule.batch_size=4", folder=tmp_path).returncode == 0
+    longer = ("resume=run", "trainer.max_steps=3")
+    refused = train(*longer, "datamodule.batch_size=8", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "error: datamodule.batch_size was 4, is 8: the run cannot go on exactly" in refused.stderr
+    assert "resume_with=[batch_size]" in refused.stderr
+    allowed = train(*longer, "datamodule.batch_size=8", "resume_with=[batch_size]", folder=tmp_path)
+    assert allowed.returncode == 0, allowed.stderr
+    frozen = (tmp_path / "run/.hydra/config.yaml").read_text()
+    (tmp_path / "moved.txt").write_text("Another text. " * 500)
+    other = train("resume=run", "trainer.max_steps=4", "data.train=moved.txt", folder=tmp_path)
+    assert "data.train was" in other.stderr  # what was allowed once is not allowed for ever
+    late = train("resume=run", "trainer.max_steps=4", "data.train=gone.txt", "resume_with=[data]", folder=tmp_path)
+    assert late.returncode == 2
+    assert (tmp_path / "run/.hydra/config.yaml").read_text() == frozen  # a run that was refused is as it was
+
+
+def test_a_run_that_failed_before_its_first_step_may_be_begun_again(tmp_path: Path, corpus: Path) -> None:
+    arguments = ("data=files", "hydra.run.dir=run", *TINY, "trainer.max_steps=1", "test=false")
+    wrong = train(*arguments, f"data.train={corpus}", "optim.lr=abc", folder=tmp_path)
+    assert wrong.returncode == 2
+    assert not (tmp_path / "run").exists()
+    failed = train(*arguments, f"data.train={corpus}", "trainer.gradient_clip_val=-1", folder=tmp_path)
+    assert "error: trainer.gradient_clip_val is -1; expected a number >= 0" in failed.stderr
+    assert (tmp_path / "run/run.log").read_text().splitlines()[-1].startswith("error: trainer.gradient_clip_val")
+    done = train(*arguments, f"data.train={corpus}", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_diverging_stops_with_an_error_and_keeps_finite_weights(tmp_path: Path, corpus: Path) -> None:

@@ -10,13 +10,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.commandline.quoting import legal
-from alignlab.errors import UserError, mistaken
+from alignlab.errors import UserError, last_error, mistaken
 
-MARKS = (".hydra/config.yaml", "metrics.json", "checkpoints")
+MARKS = [".hydra/config.yaml", "metrics.json", "checkpoints"]
 LENGTHS = ("trainer.max_steps", "trainer.max_epochs")  # of a run
+STAGES = "stages"  # the folder of a recipe's runs, in its own
 # what may be given beside resume=: how long, and what the weights do not depend on
-BESIDE_RESUME = (*LENGTHS, "trainer.max_time", "datamodule.workers", "resume_with")
+BESIDE_RESUME = (*LENGTHS, "trainer.max_time", "trainer.strategy", "datamodule.workers", "resume_with")
 BESIDE_RESUME_GROUPS = ("logger", "callbacks")
+# what changes the weights, and is allowed by this name in resume_with
+BY_NAME = {
+    "datamodule.batch_size": "batch_size",
+    "trainer.accumulate_grad_batches": "batch_size",
+    "trainer.devices": "batch_size",
+    "trainer.num_nodes": "batch_size",
+    "data": "data",
+    "tokenizer": "tokenizer",
+}
 NOT_A_RUN = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
 
@@ -86,19 +96,14 @@ def resumed(arguments: list[str]) -> tuple[DictConfig, Path, list[str]] | None:
     config = OmegaConf.load(frozen)
     assert isinstance(config, DictConfig)
     overrides = [override for override in arguments if not override.lstrip("+").startswith("resume=")]
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key == "init_from":
-            raise UserError(
-                f"both resume={folder} and {override.lstrip('+')} are given\n"
-                "resume= goes on with a run, init_from= starts a new one from its weights: give one of them"
-            )
-        if key in BESIDE_RESUME_GROUPS:
-            OmegaConf.update(config, key, OmegaConf.load(_conf() / key / f"{value}.yaml"), force_add=True, merge=False)
-        elif key in BESIDE_RESUME or key.split(".")[0] in BESIDE_RESUME_GROUPS:
-            OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v, force_add=True)
-        else:
-            raise mistaken(f"{key} cannot change when a run goes on", key, BESIDE_RESUME + BESIDE_RESUME_GROUPS)
+    if overrides and config.get("stages"):
+        raise UserError(
+            f"{folder} is a recipe of stages, which goes on as it began; got {overrides[0]}\n"
+            f"to go on with one of its stages: resume={folder}/{STAGES}/N-TASK {overrides[0]}"
+        )
+    config.resume_with = []  # what was allowed once
+    for override in sorted(overrides, key=lambda override: _key(override) != "resume_with"):
+        _change(config, folder, *override.lstrip("+").partition("=")[::2])
     before = [str(override) for override in OmegaConf.load(folder / ".hydra" / "overrides.yaml")]
     told = {_key(override) for override in overrides}
     for length, other in (LENGTHS, LENGTHS[::-1]):
@@ -110,6 +115,34 @@ def resumed(arguments: list[str]) -> tuple[DictConfig, Path, list[str]] | None:
 
 def _key(override: str) -> str:
     return override.lstrip("+").partition("=")[0]
+
+
+def _change(config: DictConfig, folder: Path, key: str, text: str) -> None:
+    """Puts what stands beside resume= into the configuration of the run in `folder`."""
+    if key == "init_from":
+        raise UserError(
+            f"both resume={folder} and {key}={text} are given\n"
+            "resume= goes on with a run, init_from= starts a new one from its weights: give one of them"
+        )
+    group = key.split(".")[0]
+    value = OmegaConf.create(f"v: {text}").v
+    if key in (*BESIDE_RESUME_GROUPS, "data", "tokenizer") and value is not None:
+        choices = {path.stem: path for path in (_conf() / key).glob("*.yaml")}
+        if text not in choices:
+            raise mistaken(f"{key}={text}: there is no such choice", text, sorted(choices))
+        value = OmegaConf.load(choices[text])
+    if key not in BESIDE_RESUME and group not in BESIDE_RESUME_GROUPS:
+        name = BY_NAME.get(key) or BY_NAME.get(group)
+        before = OmegaConf.select(config, key)
+        if name is None:
+            got = f"{key} cannot change when a run goes on" + (f"; it is {before}" if before != value else "")
+            raise mistaken(got, key, (*BESIDE_RESUME, *BESIDE_RESUME_GROUPS))
+        if before != value and name not in config.resume_with:
+            raise UserError(
+                f"{key} was {before}, is {value}: the run cannot go on exactly\n"
+                f"leave it out, or allow it: resume_with=[{name}]"
+            )
+    OmegaConf.update(config, key, value, force_add=True, merge=False)
 
 
 def again(arguments: list[str]) -> list[str]:
@@ -158,8 +191,9 @@ def stamp() -> str:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has written into `folder`."""
-    return any((folder / mark).exists() for mark in MARKS)
+    """Whether a run has written into `folder`; one that failed before its first checkpoint may be begun again."""
+    found = [mark for mark in MARKS if (folder / mark).exists()]
+    return bool(found) and not (found == MARKS[:1] and last_error(folder) is not None)
 
 
 def chosen_task(arguments: list[str], conf: Path) -> str:

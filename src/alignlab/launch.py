@@ -4,6 +4,7 @@ Unusual: ranks and stages never compose anything. They are children that read th
 folder, so that every rank of every job of a sweep trains the same thing.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,18 +33,19 @@ def train(config: DictConfig, folder: Path, command_line: list[str]) -> float | 
         config, folder = agree(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     configure_logging(folder)
-    freeze(config, folder, command_line)
-    if config.get("stages"):
-        from alignlab.stages import run_stages
+    with restored_unless_trained(folder):
+        freeze(config, folder, command_line)
+        if config.get("stages"):
+            from alignlab.stages import run_stages
 
-        run_stages(config, folder, command_line)
-    elif needs_launch(config):
-        if (code := run_ranks(config, folder)) != 0:
-            raise SystemExit(code)
-    else:
-        from alignlab.run import execute_until_stopped
+            run_stages(config, folder, command_line)
+        elif needs_launch(config):
+            if (code := run_ranks(config, folder)) != 0:
+                raise SystemExit(code)
+        else:
+            from alignlab.run import execute_until_stopped
 
-        execute_until_stopped(config, folder, command_line=command_line)
+            execute_until_stopped(config, folder, command_line=command_line)
     metrics = folder / "metrics.json"
     values = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
     return values.get(f"best/{config.monitor}")
@@ -68,6 +71,21 @@ def agree(config: DictConfig, folder: Path) -> tuple[DictConfig, Path]:
     return agreed, Path(mine[1])
 
 
+@contextlib.contextmanager
+def restored_unless_trained(folder: Path) -> Iterator[None]:
+    """Around a run: one that fails before it has saved a step leaves the configuration that it found."""
+    last = folder / "checkpoints" / "last.ckpt"
+    frozen = {path: path.read_text(encoding="utf-8") for path in (folder / ".hydra").glob("*.yaml")}
+    before = last.stat().st_mtime_ns if last.exists() else None
+    try:
+        yield
+    except BaseException:
+        if (last.stat().st_mtime_ns if last.exists() else None) == before:
+            for path, text in frozen.items():
+                path.write_text(text, encoding="utf-8")
+        raise
+
+
 def freeze(config: DictConfig, folder: Path, command_line: list[str]) -> None:
     """Writes the composed configuration and the overrides to the run folder, where Hydra does."""
     place = folder / ".hydra"
@@ -81,15 +99,17 @@ def needs_launch(config: DictConfig) -> bool:
     if any(name in os.environ for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
         return False
     devices = config.trainer.get("devices", 1)
-    several = (isinstance(devices, int) and devices > 1) or devices == "auto" or devices == -1
-    return several and config.trainer.get("strategy", "auto") in ("ddp", "fsdp")
+    several = devices in ("auto", "-1", -1) if isinstance(devices, int | str) else len(devices) > 1
+    several = several or (isinstance(devices, int) and devices > 1)
+    # any strategy but those that make processes of their own kind
+    return several and not str(config.trainer.get("strategy", "auto")).endswith(("spawn", "fork", "notebook"))
 
 
 def run_ranks(config: DictConfig, folder: Path) -> int:
     """Trains on all devices of this machine, a child process each; returns the exit code."""
-    from alignlab.trainer import ranks_of, require_device
+    from alignlab.trainer import ranks_of, require_possible
 
-    require_device(config)
+    require_possible(config)
     ranks = ranks_of(config)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -23,12 +23,13 @@ from alignlab import checkpoint as files
 from alignlab.build import Parts, build, keeps_narrow
 from alignlab.callbacks.rhythm import Pruned, Stopped
 from alignlab.dashboard import compare, lay_out
+from alignlab.folders import STAGES
 from alignlab.memory import keep_freed_memory
 from alignlab.origin import Origin, origin, origin_of
-from alignlab.summary import show_summary
+from alignlab.summary import resuming, show_summary
 from alignlab.sweep.outcome import PRUNED_CODE
 from alignlab.tasks.reference import fingerprint
-from alignlab.trainer import Callbacks, horizon_of, make_callbacks, make_trainer, ranks_of, require_device
+from alignlab.trainer import Callbacks, horizon_of, make_callbacks, make_trainer, ranks_of, require_possible
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +39,14 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
 
     Raises ValueError for what a user can mend, Stopped after a signal, NotFinite where training diverged.
     """
-    require_device(config)
+    require_possible(config)
     instantiate(config.tuning, _convert_="all").require()
     if config.trainer.get("accelerator") == "cpu":
         keep_freed_memory()
     newest = files.newest_good(folder / "checkpoints")
     checkpoint = files.read(newest) if newest is not None else None
+    if newest is not None and int(os.environ.get("RANK", "0")) == 0:
+        files.set_aside(newest)
     start: Origin | None = None
     if checkpoint is not None:
         start = origin_of(checkpoint, str(newest), resumes=True, as_stored=keeps_narrow(config))
@@ -94,7 +97,7 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
         raise
     _finish(config, parts, trainer, callbacks)
     compare(trainer, config, command_line or [], callbacks.record.values)
-    show_summary(folder, callbacks.record.values, kind=parts.data.kind)
+    show_summary(folder, callbacks.record.values, kind=parts.data.kind, horizon=horizon)
     return dict(callbacks.record.values)
 
 
@@ -110,7 +113,8 @@ def execute_until_stopped(config: DictConfig, folder: Path, *, command_line: lis
     try:
         execute(config, folder, command_line=command_line)
     except Stopped as stopped:
-        log.info("%s; go on with: python train.py resume=%s", stopped, folder)
+        is_stage = folder.parent.name == STAGES
+        log.info("%s; go on with: python train.py %s", stopped, resuming(folder.parent.parent if is_stage else folder))
         raise SystemExit(stopped.exit_code) from None
     except Pruned as pruned:
         log.info("%s", pruned)

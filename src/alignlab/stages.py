@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from alignlab.commandline import OF_TASKS, arguments_of, check, trusted
 from alignlab.commandline.quoting import legal
 from alignlab.commandline.tree import conf_folder
+from alignlab.folders import STAGES
 from alignlab.launch import child_command, freeze, run_children
 from alignlab.summary import show_stages
 
@@ -29,7 +30,7 @@ OF_THE_RECIPE = ("sweep", "hydra.", "resume", "stages", "experiment", "init_from
 def run_stages(config: DictConfig, folder: Path, command_line: list[str]) -> None:
     """Runs every stage that is not done; exits with the code of one that fails."""
     tasks = [str(stage.get("task", "pretrain")) for stage in config.stages]
-    places = [folder / "stages" / f"{number}-{task}" for number, task in enumerate(tasks)]
+    places = [folder / STAGES / f"{number}-{task}" for number, task in enumerate(tasks)]
     missing: dict[int, tuple[DictConfig, list[str]]] = {}
     for number, stage in enumerate(config.stages):  # all are checked before the first is trained
         before = started_from(stage, number, places, config.init_from)

@@ -1,18 +1,20 @@
 """The end of a run in the terminal: what it reached, where things are, and what to type next."""
 
 import math
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from alignlab.callbacks.progress import clock
+from alignlab.commandline.quoting import legal
 
 LEFT_OUT = ("best/", "train/seconds", "train/tokens_per_second")
 
 
-def show_summary(folder: Path, values: dict[str, float | int | str], *, kind: str) -> None:
-    """Prints the results and the next commands for a run on rows of `kind`."""
+def show_summary(folder: Path, values: dict[str, float | int | str], *, kind: str, horizon: int) -> None:
+    """Prints the results and the next commands for a run of up to `horizon` steps on rows of `kind`."""
     console = Console(stderr=True)
     table = Table(title="Results", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("metric")
@@ -36,11 +38,11 @@ def show_summary(folder: Path, values: dict[str, float | int | str], *, kind: st
     shown = shown.relative_to(Path.cwd()) if shown.is_relative_to(Path.cwd()) else shown
     lines = [
         ("run folder", str(shown)),
-        ("curves", f"tensorboard --logdir {shown.parent}"),
-        ("generate", f'alignlab generate {shown} "How do I"')
+        ("curves", f"tensorboard --logdir {typed(shown.parent)}"),
+        ("generate", f'alignlab generate {typed(shown)} "How do I"')
         if kind == "text"
-        else ("predict", f"alignlab predict {shown} --input FILE --output answers.jsonl"),
-        ("go on longer", f"python train.py resume={shown} trainer.max_steps={2 * int(values.get('step', 0))}"),
+        else ("predict", f"alignlab predict {typed(shown)} --input FILE --output answers.jsonl"),
+        ("go on longer", f"python train.py {resuming(shown)} trainer.max_steps={2 * horizon}"),
     ]
     for name, text in lines:
         console.print(f"[bold]{name:13}[/bold] {text}", highlight=False, soft_wrap=True)
@@ -65,6 +67,16 @@ def show_stages(values: dict[str, float | int | str], tasks: list[str]) -> None:
         table.add_row(name, *cells)
     table.add_row("train/seconds", *(f"{float(column['train/seconds']):.0f}" for column in columns))
     console.print(table)
+
+
+def typed(path: Path) -> str:
+    """`path` as it is typed in a shell."""
+    return shlex.quote(str(path))
+
+
+def resuming(folder: Path) -> str:
+    """The argument that goes on with the run in `folder`, as it is typed in a shell."""
+    return shlex.quote(f"resume={legal(str(folder))}")
 
 
 def _text(value: float | int | str) -> str:

@@ -4,6 +4,7 @@ Every argument of Lightning's Trainer passes through; those that count something
 break exact resuming, are translated here. It knows nothing of tasks.
 """
 
+import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -33,8 +35,11 @@ from alignlab.callbacks.rhythm import Rhythm
 from alignlab.callbacks.stopwatch import Stopwatch
 from alignlab.callbacks.training_log import TrainingLog
 from alignlab.callbacks.unfreezing import Unfreezing
+from alignlab.errors import UserError
 from alignlab.metrics import lower_is_better
 from alignlab.sweep.settings import NAME, Search, settings_of, storage
+
+log = logging.getLogger(__name__)
 
 # arguments that this module or the data acts on, and does not pass on as they are
 OURS = ("_target_", "max_time", "max_epochs", "limit_train_batches", "overfit_batches", "enable_progress_bar", "logger")
@@ -99,7 +104,10 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
     )
     seconds = _seconds(config.trainer.get("max_time"))
     training_log = TrainingLog(
-        every=config.trainer.get("log_every_n_steps") or 50, stopwatch=stopwatch, row_tokens=_row_tokens(parts)
+        every=config.trainer.get("log_every_n_steps") or 50,
+        eval_every=every,
+        stopwatch=stopwatch,
+        row_tokens=_row_tokens(parts),
     )
     all_of_them: list[Callback] = [
         Agreement(settings=OmegaConf.to_container(config, resolve=False)),
@@ -153,10 +161,15 @@ def _seconds(value: Any) -> float | None:
     """`max_time` in seconds: "DD:HH:MM:SS" or the keywords of a timedelta."""
     if value is None:
         return None
-    if isinstance(value, str):
-        days, hours, minutes, seconds = (int(part) for part in value.split(":"))
-        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
-    return timedelta(**OmegaConf.to_container(value)).total_seconds()  # type: ignore[arg-type]
+    try:
+        if isinstance(value, str):
+            days, hours, minutes, seconds = (int(part) for part in value.split(":"))
+            return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+        return timedelta(**OmegaConf.to_container(value)).total_seconds()  # type: ignore[arg-type]
+    except (TypeError, ValueError, AttributeError):
+        raise ValueError(
+            f"trainer.max_time is {value}; expected days:hours:minutes:seconds such as 00:01:30:00, or {{hours: 1.5}}"
+        ) from None
 
 
 def make_trainer(
@@ -167,6 +180,9 @@ def make_trainer(
     arguments = {name: value for name, value in plain.items() if name not in OURS}
     arguments["precision"] = resolve_precision(arguments.get("precision"), arguments.get("accelerator", "auto"))
     arguments["strategy"] = resolve_strategy(arguments.get("strategy", "auto"), ranks_of(config))
+    if str(arguments["precision"]) in ("16", "16-mixed") and arguments.get("accelerator") == "cpu":
+        log.warning("trainer.precision is %s, which CPUs have not; computing in bf16-mixed", arguments["precision"])
+        arguments["precision"] = "bf16-mixed"
     loggers: Any = False
     if config.logger and config.trainer.get("logger", True) is not False:
         found: dict[str, Any] = {"save_dir": str(folder)}
@@ -175,8 +191,8 @@ def make_trainer(
         elif purge_step > 1:  # the table of a run that goes on would be written over
             found["version"] = f"{config.logger.get('version', 'log')}-from-step-{purge_step}"
         loggers = node(config.logger, **found)
-    return L.Trainer(
-        **{
+    return _trainer(
+        {
             "num_sanity_val_steps": 0,
             "profiler": Untimed(),
             **arguments,
@@ -194,6 +210,14 @@ def make_trainer(
             "use_distributed_sampler": False,
         }
     )
+
+
+def _trainer(arguments: dict[str, Any]) -> L.Trainer:
+    """Raises UserError with the first line of what the trainer says to its arguments."""
+    try:
+        return L.Trainer(**arguments)
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
 class Untimed(PassThroughProfiler):
@@ -219,9 +243,14 @@ def resolve_precision(asked: str | int | None, accelerator: str) -> Any:
 
 
 def resolve_strategy(asked: Any, ranks: int) -> Any:
-    """`fsdp` is FSDP2, whose checkpoints are one file; on one device both it and ddp are plain training."""
+    """`fsdp` is FSDP2, whose checkpoints are one file; on one device both it and ddp are plain training.
+
+    Several devices without a strategy are ddp.
+    """
     if ranks == 1 and asked in ("ddp", "fsdp"):
         return "auto"
+    if ranks > 1 and asked == "auto":
+        return "ddp"
     if asked == "fsdp":
         strategy: Strategy = ModelParallelStrategy(
             data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False
@@ -230,8 +259,18 @@ def resolve_strategy(asked: Any, ranks: int) -> Any:
     return asked
 
 
-def require_device(config: DictConfig) -> None:
-    """Raises ValueError where the trainer asks for a GPU that this machine does not have, before anything is read."""
+def require_possible(config: DictConfig) -> None:
+    """Raises ValueError for arguments of the trainer that mean nothing, or not on this machine; nothing is read yet."""
+    _seconds(config.trainer.get("max_time"))
+    if (norm := config.trainer.get("gradient_clip_val")) is not None and norm < 0:
+        raise ValueError(f"trainer.gradient_clip_val is {norm}; expected a number >= 0, or null: do not clip")
+    if not isinstance(micro := config.trainer.get("accumulate_grad_batches", 1), int) or micro < 1:
+        raise ValueError(f"trainer.accumulate_grad_batches is {micro}; expected a whole number, at least 1")
+    _require_device(config)
+
+
+def _require_device(config: DictConfig) -> None:
+    """Raises ValueError where the trainer asks for a GPU that this machine does not have."""
     accelerator = config.trainer.get("accelerator", "auto")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
         raise ValueError("trainer.accelerator is gpu, but this machine has no GPU that torch can use; use trainer=cpu")

@@ -316,10 +316,11 @@ class TaskModule(L.LightningModule, ABC):
         has_scaler = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         limit = self.allowed_not_finite_fp16 if has_scaler else self.allowed_not_finite
         if self.skipped_in_a_row > limit:
+            is_rounded = not self.trainer.precision.startswith(("32", "64"))
             raise NotFinite(
                 f"the gradient was not finite in {self.skipped_in_a_row} optimizer steps in a row, "
-                f"the last at step {self.trainer.global_step}; "
-                "expected finite numbers: lower optim.lr, or use trainer.precision=32-true"
+                f"the last at step {self.trainer.global_step}; expected finite numbers: lower optim.lr"
+                f"{', or use trainer.precision=32-true' * is_rounded}"
             )
         if not has_scaler:  # the scaler skips the step itself, and needs to see the gradients
             for parameter in parameters:
