@@ -44,6 +44,8 @@ def test_rows_are_answered_in_order_and_bad_ones_say_why(
     assert answers[2]["error"] == "text is empty; expected text"
     assert "text is missing" in answers[4]["error"]
     assert model.predict([]) == []
+    assert len(model.predict("sun 5")) == 1
+    assert "is 5; expected a dict" in model.predict(["sun", 5])[1]["error"]
     (tmp_path / "lines.txt").write_text("sun 1\nrain 2\n", encoding="utf-8")
     main(["predict", str(run), "--input", str(tmp_path / "lines.txt"), "--output", str(tmp_path / "out.jsonl")])
     assert "2 rows" in capsys.readouterr().out

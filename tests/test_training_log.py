@@ -25,7 +25,8 @@ def test_a_step_is_logged_with_the_rate_it_was_made_with(tiny_run: Callable, tmp
     [
         ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA A40", 150e12), ("NVIDIA RTX A4000", None), ("NVIDIA RTX A1000 Laptop GPU", None),
-        ("NVIDIA T400", None), ("Tesla T4", 65e12), ("NVIDIA GeForce RTX 4090", 165e12), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA T400", None), ("Tesla T4", 65e12), ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
     ],
 )  # fmt: skip
 def test_a_peak_is_found_by_the_whole_name(name: str, peak: float | None) -> None:

@@ -96,7 +96,7 @@ def build(
     L.seed_everything(config.seed, workers=False, verbose=False)
     rows = instantiate(config.data, _convert_="all")
     tokenizer, model_config = text_of(config, start, rows, command_line or [])
-    data = data_of(config, rows, tokenizer, model_config.context, **known_before(config, start))
+    data = data_of(config, rows, tokenizer, model_config.context, **known(config, start))
     torch.manual_seed(config.seed)  # the same fresh weights, whatever the data drew
     with torch.device("meta" if start is not None else "cpu"):
         model = GPT(model_config, recompute_activations=config.recompute_activations)
@@ -191,11 +191,12 @@ def share_frozen(task: TaskModule, frozen: frozenset[str]) -> None:
     keep_narrow(reference)
 
 
-def known_before(config: DictConfig, start: Origin | None) -> dict[str, Any]:
-    """What the datamodule is told of the weights at the start: labels, whose order and scale then stay."""
-    if start is None or "labels" not in start.found or class_of(config.datamodule).kind != "labels":
+def known(config: DictConfig, start: Origin | None) -> dict[str, Any]:
+    """What the datamodule is told of the task, and of the weights at the start: labels, whose order and scale stay."""
+    if class_of(config.datamodule).kind != "labels":
         return {}
-    return {"labels_before": start.found["labels"]}
+    told: dict[str, Any] = {"learns_text": bool(config.task.get("lm_weight"))}
+    return told if start is None or "labels" not in start.found else told | {"labels_before": start.found["labels"]}
 
 
 def data_of(config: DictConfig, rows: Any, tokenizer: Tokenizer, context: int, **known: Any) -> TextData:

@@ -217,7 +217,8 @@ def predict(options: argparse.Namespace) -> None:
 
     source = existing("--input", options.input)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    answers = load(options.model, device=device).predict(raw_rows(source), batch_size=options.batch_size)
+    model = load(options.model, device=device)
+    answers = model.predict(raw_rows(source, model.columns), batch_size=options.batch_size)
     if answers and all("error" in line for line in answers):
         raise UserError(f"no row of {source} can be answered; row 0: {answers[0]['error']}")
     if options.output == "-":

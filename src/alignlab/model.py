@@ -40,15 +40,22 @@ class Model:
         self.start = start
         self.tokenizer = start.tokenizer
 
-    def predict(self, rows: Iterable[dict | str | BadRecord], *, batch_size: int | None = None) -> list[dict[str, Any]]:
-        """What the run's task says to `rows`, dicts in its columns (or bare texts), in their order.
+    @property
+    def columns(self) -> dict[str, str | int]:
+        """Canonical columns by what the run's own data called them, or their numbers."""
+        return ((self.start.settings or {}).get("data") or {}).get("columns") or {}
+
+    def predict(
+        self, rows: Iterable[dict | str | BadRecord] | str, *, batch_size: int | None = None
+    ) -> list[dict[str, Any]]:
+        """What the run's task says to `rows`, dicts in its columns (or bare texts, or one), in their order.
 
         Each answer is a dict: row, input, target, output and scores; a row that cannot be answered has `error` instead.
         Raises ValueError for a folder of weights, or a task that answers nothing.
         """
         from alignlab.answers import answer  # imports the trainer
 
-        return answer(self.start, self.gpt, rows, batch_size=batch_size)
+        return answer(self.start, self.gpt, [rows] if isinstance(rows, str) else rows, batch_size=batch_size)
 
     def generate(
         self, prompts: str | Sequence[str], *, on_text: Callable[[int, str], None] | None = None, **sampling: Any

@@ -38,6 +38,12 @@ def test_only_the_assistant_is_learned(tokenizer: Tokenizer) -> None:
     assert (train.batch(np.array([0]), {}, 1).ids == tokenizer.token_id("<|im_end|>")).sum() == 4
 
 
+def test_a_greeting_before_the_first_question_stays_where_it_fits(tokenizer: Tokenizer) -> None:
+    greeted = [TURNS[0], {"role": "assistant", "content": "Welcome"}, *TURNS[3:]]
+    assert "⟦Welcome<|im_end|>⟧" in sample(tokenizer, greeted, 512)
+    assert "Welcome" not in sample(tokenizer, greeted, 45)
+
+
 def test_oldest_turns_go_first_and_the_system_stays(tokenizer: Tokenizer) -> None:
     text = sample(tokenizer, TURNS, 60)
     assert text.startswith("<|im_start|>system\nS")

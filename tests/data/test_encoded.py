@@ -56,6 +56,9 @@ def test_facts_tell_sizes_cuts_and_the_first_example(tokenizer: Tokenizer) -> No
     assert facts["train_trained_share"] == round((108 - 4) / 108, 4)
     assert facts["train_sample"] == "<|endoftext|>⟦good<|endoftext|>⟧"
     assert facts["classes"] == 2
+    silent = Labels(rows=FakeRows(train=ROWS), tokenizer=tokenizer, learns_text=False).facts()
+    assert "train_trained_share" not in silent
+    assert silent["train_sample"] == "<|endoftext|>good<|endoftext|>"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,8 @@ def test_padding_of_like_lengths_is_little() -> None:
         ([1, "x"], "classes", ("1", "x")),
         ([["a"], [], ["b", "a"]], "multi_label", ("a", "b")),
         ([1.5, 2, 4], "regression", ()),
+        ([1.0, 2, 1], "classes", (1, 2)),  # a table with gaps writes 1 as 1.0
+        ([1, 2.0, "x"], "classes", ("1", "2", "x")),
     ],
 )
 def test_form_and_names_are_found(labels: list, form: str, names: tuple) -> None:
@@ -100,7 +105,9 @@ def test_label_mistakes_are_told(tokenizer: Tokenizer) -> None:
     message = r"row 0 of val has label 'neutral'; labels seen in training are \['no', 'yes'\]"
     with pytest.raises(ValueError, match=message):
         Labels(rows=FakeRows(train=ROWS, val=strange), tokenizer=tokenizer)
-    skipped = Labels(rows=FakeRows(train=ROWS, val=[*strange, ROWS[0]], on_bad_row="skip"), tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="1 of 99 rows of val are bad, more than the 1% that may be skipped"):
+        Labels(rows=FakeRows(train=ROWS, val=[*strange, *ROWS[:1] * 98], on_bad_row="skip"), tokenizer=tokenizer)
+    skipped = Labels(rows=FakeRows(train=ROWS, val=[*strange, *ROWS[:1] * 99], on_bad_row="skip"), tokenizer=tokenizer)
     assert skipped.dropped("val") == {0: "has label 'neutral'; labels seen in training are ['no', 'yes']"}
     with pytest.raises(ValueError, match="expected one form"):
         find_labels([{"label": ["a"], "row": 0}, {"label": "b", "row": 1}])

@@ -90,3 +90,25 @@ def test_languages_of_rows_are_declared_or_found(tokenizer: Tokenizer) -> None:
     assert found == {"languages": ["latin", "zh"]}
     declared = FakeRows(train=rows, languages=("en", "auto"))
     assert Responses(rows=declared, tokenizer=tokenizer, template="{source}\n").found() == {"languages": ["en", "zh"]}
+
+
+def test_languages_go_by_code_and_are_doubted_where_the_script_is_another(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"source": "Hello", "target": "你好"}]
+    tagged = FakeRows(train=rows, languages=("en-GB", "zh_Hans"))
+    assert Responses(rows=tagged, tokenizer=tokenizer, template="{source}\n").languages == ["en", "zh"]
+    assert not caplog.text
+    Responses(rows=FakeRows(train=rows, languages=("zh", "en")), tokenizer=tokenizer, template="{source}\n")
+    assert "data.source_language is zh, but the texts look like latin" in caplog.text
+    assert "data.target_language is en, but the texts look like zh" in caplog.text
+    with pytest.raises(ValueError, match="'klingon' is no language; expected auto, or a code"):
+        Responses(rows=FakeRows(train=rows, languages=("en", "klingon")), tokenizer=tokenizer, template="{source}\n")
+
+
+def test_a_row_of_another_shape_is_one_bad_row(tokenizer: Tokenizer) -> None:
+    good = {"question": "why?", "context": "c", "answer": "a"}
+    rows = FakeRows(train=[good] * 100 + [{"source": "s", "target": "t"}], on_bad_row="skip")
+    data = Responses(rows=rows, tokenizer=tokenizer, template="{context} {question}\n")
+    assert list(data.dropped("train")) == [100]
+    assert "needs context, question" in data.dropped("train")[100]

@@ -94,7 +94,10 @@ class ChatEncoder(Encoder):
             droppable = [place for place, one in enumerate(kept[: -1 if is_asked else -2]) if one["role"] != "system"]
             if over <= 0 or not droppable:
                 break
-            del kept[droppable[0] : droppable[0] + 2 if len(droppable) > 1 else droppable[0] + 1]
+            end = droppable[0] + 1
+            while end in droppable and kept[end]["role"] == "assistant":  # no reply without its question
+                end += 1
+            del kept[droppable[0] : end]
         question = len(kept) - (1 if is_asked else 2)
         if over > 0:
             ids = parts[len(messages) - (1 if is_asked else 2)]
@@ -135,8 +138,8 @@ class ChatEncoder(Encoder):
         droppable = [place for place in stay[:-2] if roles[place] != "system"]
         while sum(sizes[place] for place in stay) > room and droppable:
             stay.remove(droppable.pop(0))
-        while droppable and roles[droppable[0]] == "assistant":  # no reply without its question
-            stay.remove(droppable.pop(0))
+            while droppable and roles[droppable[0]] == "assistant":  # no reply without its question
+                stay.remove(droppable.pop(0))
         over = sum(sizes[place] for place in stay) - room
         kept = {place: parts[place] for place in stay}
         if over > 0:

@@ -7,9 +7,10 @@ counts, which makes the means of a step exact. It knows nothing of labels, promp
 
 # N examples, B rows of a batch, T tokens of the longest
 
+import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -21,6 +22,8 @@ from torch import Tensor
 from alignlab.batch import IGNORED
 from alignlab.data.order import Order
 from alignlab.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 _BLOCK_ROWS = 1024  # tokenized together, for the tokenizer's threads
 LEFT, RIGHT = "\u27e6", "\u27e7"  # around what is learned, in a rendered sample
@@ -175,22 +178,37 @@ class EncodedRows:
 
 
 def encode(
-    rows: Iterable[dict], encoder: Encoder, tokenizer: Tokenizer, *, split: str, pad_to: int = 1, skips: bool = False
+    rows: Iterable[dict],
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    *,
+    split: str,
+    place: Callable[[int], str],
+    pad_to: int = 1,
+    skipped_share: float = 0.0,
 ) -> EncodedRows:
     """The examples of `rows`, in their order.
 
-    With `skips`, a row that is wrong is left out and counted, else it raises ValueError with its number. ValueError
-    where no example is left.
+    Rows that are wrong are left out and counted, up to `skipped_share` of all; more raise ValueError, with the `place`
+    of the first by its number. ValueError where no example is left.
     """
     examples: list[Example] = []
     numbers: list[int] = []
     dropped: dict[int, str] = {}
+    wrong: list[int] = []
+    count = 0
     for row, parts in _tokenized(rows, encoder, tokenizer):
+        count += 1
         try:
+            if isinstance(parts, ValueError):
+                raise parts
             example = encoder.example(row, parts)
         except ValueError as error:
-            if not skips:
-                raise ValueError(f"row {row['row']} of {split} {error}") from error
+            if not skipped_share:
+                raise ValueError(f"{place(row['row'])} {error} (data.on_bad_row=skip leaves such rows out)") from error
+            if not wrong and skipped_share < 1:
+                log.warning("skipping bad rows; the first: %s %s", place(row["row"]), error)
+            wrong.append(row["row"])
             example = Dropped(str(error))
         if isinstance(example, Dropped):
             dropped[row["row"]] = example.reason
@@ -198,6 +216,11 @@ def encode(
         own = example if isinstance(example, list) else [example]
         examples += own
         numbers += [row["row"]] * len(own)
+    if len(wrong) > skipped_share * count:
+        raise ValueError(
+            f"{len(wrong)} of {count} rows of {split} are bad, more than the {skipped_share:.0%} that may be skipped; "
+            f"first {place(wrong[0])} {dropped[wrong[0]]}"
+        )
     if not examples:
         why = f": {next(iter(dropped.values()))}" if dropped else ""
         remedy = "give data.val=FILE, or raise data.holdout" if split == "val" and not dropped else "check data.*"
@@ -219,13 +242,23 @@ def encode(
     )
 
 
-def _tokenized(rows: Iterable[dict], encoder: Encoder, tokenizer: Tokenizer) -> Iterator[tuple[dict, list[np.ndarray]]]:
+def _tokenized(
+    rows: Iterable[dict], encoder: Encoder, tokenizer: Tokenizer
+) -> Iterator[tuple[dict, list[np.ndarray] | ValueError]]:
+    """Each row with the ids of its texts, or with what is wrong about it."""
     remaining = iter(rows)
     while block := list(islice(remaining, _BLOCK_ROWS)):
-        texts = [encoder.texts(row) for row in block]
-        ids = iter(tokenizer.encode_batch([text for own in texts for text in own]))
+        texts = [_texts(encoder, row) for row in block]
+        ids = iter(tokenizer.encode_batch([text for own in texts if isinstance(own, list) for text in own]))
         for row, own in zip(block, texts, strict=True):
-            yield row, [next(ids) for _ in own]
+            yield row, [next(ids) for _ in own] if isinstance(own, list) else own
+
+
+def _texts(encoder: Encoder, row: dict) -> list[str] | ValueError:
+    try:
+        return encoder.texts(row)
+    except ValueError as error:
+        return error
 
 
 def padding_share(order: Order, lengths: np.ndarray, batch_size: int) -> float:

@@ -35,7 +35,7 @@ def find_labels(rows: Iterable[dict], form: Form = "auto", before: LabelSet | No
     seen: Counter[str | int | float] = Counter()
     total, first = 0, None
     for row in rows:
-        label = row["label"]
+        label = _whole(row["label"])
         first = label if first is None else first
         if isinstance(label, list) != isinstance(first, list):
             raise ValueError(
@@ -74,12 +74,21 @@ def _numbers(seen: Counter, total: int) -> LabelSet:
     return LabelSet(form="regression", rows=total, mean=mean, std=std)
 
 
+def _whole(label: Any) -> Any:
+    """1 for 1.0: a table with gaps has its whole numbers so."""
+    if isinstance(label, list):
+        return [_whole(one) for one in label]
+    return int(label) if isinstance(label, float) and label.is_integer() else label
+
+
 class LabelEncoder(Encoder):
-    """Encodes rows {"text" or "text_a" and "text_b", "label"}; final."""
+    """Encodes rows {"text" or "text_a" and "text_b", "label"}; without `learns_text` no token is learned; final."""
 
     reads_last: ClassVar[bool] = True
 
-    def __init__(self, *, tokenizer: Tokenizer, labels: LabelSet, max_length: int, targets: bool = True) -> None:
+    def __init__(
+        self, *, tokenizer: Tokenizer, labels: LabelSet, max_length: int, targets: bool = True, learns_text: bool = True
+    ) -> None:
         before, after = labels.frame or ((tokenizer.eos_id,), (tokenizer.eos_id,))
         self.before, self.after = np.array(before, dtype=np.int64), np.array(after, dtype=np.int64)
         self.separator = np.array(tokenizer.encode(SEPARATOR))
@@ -87,6 +96,7 @@ class LabelEncoder(Encoder):
         self.ids = {name: number for number, name in enumerate(labels.names)}
         self.max_length = max_length
         self.targets = targets
+        self.learns_text = learns_text
 
     def texts(self, row: dict) -> list[str]:
         """The text, or both of a pair."""
@@ -102,7 +112,7 @@ class LabelEncoder(Encoder):
         ids = np.concatenate([self.before, *pieces, self.after])
         if not len(ids):
             return Dropped("the text has no token")
-        learned = np.arange(len(ids)) >= max(1, len(self.before))
+        learned = (np.arange(len(ids)) >= max(1, len(self.before))) & self.learns_text
         columns = {"labels": self._label(row.get("label"))} if self.targets else {}
         return Example(ids, learned, columns, {"examples": 1.0, "tokens": float(learned.sum())}, cut)
 
@@ -119,6 +129,7 @@ class LabelEncoder(Encoder):
         )
 
     def _label(self, label: Any) -> Any:
+        label = _whole(label)
         if self.labels.form == "regression":
             if isinstance(label, str | list):
                 raise ValueError(f"has label {label!r}; the labels of training are numbers")
@@ -144,7 +155,7 @@ class Labels(EncodedData):
 
     `form` says what labels are where they do not tell: numbers without a fraction are classes. `labels` are those that
     a trained model knows; without them they are found in the training rows. `labels_before` are those of the weights
-    that training starts from, whose order and scale are kept.
+    that training starts from, whose order and scale are kept. `learns_text`: a language model learns along.
     """
 
     kind = "labels"
@@ -157,6 +168,7 @@ class Labels(EncodedData):
         labels: dict[str, Any] | None = None,
         labels_before: dict[str, Any] | None = None,
         targets: bool = True,
+        learns_text: bool = True,
         form: Form = "auto",
         max_length: PositiveInt = 256,
         pad_to: PositiveInt = 1,
@@ -172,7 +184,7 @@ class Labels(EncodedData):
         )  # fmt: skip
         if max_length < 4:
             raise ValueError(f"datamodule.max_length is {max_length}; expected at least 4 tokens")
-        self.max_length = max_length
+        self.max_length, self.learns_text = max_length, learns_text
         if labels is not None:
             self.labels = LabelSet(**labels)
         else:
@@ -189,8 +201,9 @@ class Labels(EncodedData):
     def encoder(self, split: str) -> LabelEncoder:
         """The same for every split."""
         return LabelEncoder(
-            tokenizer=self.tokenizer, labels=self.labels, max_length=self.max_length, targets=self.targets
-        )
+            tokenizer=self.tokenizer, labels=self.labels, max_length=self.max_length, targets=self.targets,
+            learns_text=self.learns_text,
+        )  # fmt: skip
 
     def asked(self, split: str) -> Iterator[Asked]:
         """The text, or the pair as a list, and its label."""

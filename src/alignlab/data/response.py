@@ -6,6 +6,7 @@ template, the question or the response; a training row whose response alone does
 references training takes the first. It knows nothing of heads and losses.
 """
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, ClassVar
@@ -16,10 +17,12 @@ from alignlab.batch import ResponseBatch
 from alignlab.data.encoded import Dropped, Encoder, Example, Padded
 from alignlab.data.module import SPLITS, Asked, Rows
 from alignlab.data.splits import EncodedData
-from alignlab.text.scripts import language_of
+from alignlab.text.scripts import language_code, language_of, may_look_like
 from alignlab.text.template import Template
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import NonNegativeInt, PositiveInt
+
+log = logging.getLogger(__name__)
 
 TARGETS = ("target", "summary", "answer")
 _LOOKED_AT = 500  # training rows that tell the languages
@@ -170,13 +173,14 @@ class Responses(EncodedData):
 
 
 def find_languages(rows: Rows) -> list[str]:
-    """[source, target]: what the rows declare, else the script of the first rows."""
-    named = [getattr(rows, f"{side}_language", "auto") for side in ("source", "target")]
-    if "auto" not in named:
-        return named
+    """[source, target]: what the rows declare, else the script of the first rows; warns where the two disagree."""
+    named = [language_code(getattr(rows, f"{side}_language", "auto")) for side in ("source", "target")]
     split = next(split for split in SPLITS if rows.has(split))
     first = list(islice(rows.read(split, "response", targets=False), _LOOKED_AT))
     sources = (next(iter(fields_of(row).values())) for row in first)
     targets = [text for row in first for text in references_of(row)]
     found = [language_of(sources), language_of(targets)]
+    for side, name, told in zip(("source", "target"), named, found, strict=True):
+        if not may_look_like(name, told):
+            log.warning("data.%s_language is %s, but the texts look like %s: is a column mistaken?", side, name, told)
     return [told if name == "auto" else name for name, told in zip(named, found, strict=True)]

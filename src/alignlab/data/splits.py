@@ -5,11 +5,13 @@ A kind of rows adds its encoder, what was asked, and what it found. It knows not
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
 from alignlab.data.encoded import EncodedRows, Encoder, encode, padding_share
 from alignlab.data.module import SPLITS, Examples, Rows, TextData
+from alignlab.rows.kinds import TOLERATED
 from alignlab.text.tokenizer import Tokenizer
 
 
@@ -45,12 +47,15 @@ class EncodedData(TextData, ABC):
 
     def encode_splits(self) -> None:
         """Reads and encodes every split that the rows have."""
-        skips = getattr(self.source, "on_bad_row", "raise") == "skip"  # embedded rows have no bad ones
+        # embedded rows have no bad ones
+        skipped_share = {"raise": 0.0, "skip": TOLERATED, "note": 1.0}[getattr(self.source, "on_bad_row", "raise")]
+        place = getattr(self.source, "place", lambda split, kind, number: f"row {number} of {split}")
         for split in SPLITS:
             if self.source.has(split):
                 self.splits[split] = encode(
                     self.rows_of(split), self.encoder(split), self.tokenizer,
-                    split=split, pad_to=self.pad_to, skips=skips,
+                    split=split, place=partial(place, split, self.kind), pad_to=self.pad_to,
+                    skipped_share=skipped_share,
                 )  # fmt: skip
 
     def rows_of(self, split: str) -> Iterable[dict]:

@@ -1,5 +1,6 @@
 """What to generate and what came of it, as plain values; torch-free. Knows nothing of models or text."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,7 @@ class Sampling:
         for name in ("max_new_tokens", "beams", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:  # nan is neither
             raise ValueError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; expected 0 (off) or more")
@@ -42,7 +43,7 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}; expected above 0 and at most 1 (off)")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p is {self.min_p}; expected from 0 (off) to 1")
-        if self.repetition_penalty <= 0:
+        if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; expected above 0; 1 is off")
         if self.seconds is not None and self.seconds <= 0:
             raise ValueError(f"seconds is {self.seconds}; expected above 0, or null for no bound")

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from alignlab.text.scripts import language_code
+
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}  # any other language: 13a
 _WIDE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff"
 _WORD = re.compile(rf"[{_WIDE}]|[^\W_{_WIDE}]+")
@@ -27,7 +29,7 @@ def bleu(texts: Sequence[str], references: References, language: str) -> tuple[f
     """sacreBLEU of the corpus, 0 to 100, and its signature; Post 2018."""
     from sacrebleu.metrics import BLEU
 
-    metric = BLEU(tokenize=BLEU_TOKENIZERS.get(language, "13a"))
+    metric = BLEU(tokenize=BLEU_TOKENIZERS.get(language_code(language), "13a"))
     score = metric.corpus_score(list(texts), _streams(references)).score
     return score, str(metric.get_signature())
 

@@ -17,7 +17,8 @@ class FirstRows:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.on_bad_row = getattr(rows, "on_bad_row", "raise")
+        # of a part, more than the share that may be skipped may be bad
+        self.on_bad_row = "note" if getattr(rows, "on_bad_row", "raise") == "skip" else "raise"
         self.source_language = getattr(rows, "source_language", "auto")
         self.target_language = getattr(rows, "target_language", "auto")
 

@@ -18,14 +18,13 @@ from typing import Literal
 
 from alignlab.rows import formats
 from alignlab.rows.formats import BadRecord
-from alignlab.rows.kinds import COLUMNS, BadRow, Kind, canonical, columns_of, group_key
+from alignlab.rows.kinds import COLUMNS, TOLERATED, BadRow, Kind, canonical, columns_of, group_key
 from alignlab.types import BelowOne
 
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
 Paths = str | list[str] | None
-_TOLERATED = 0.01  # share of rows that on_bad_row=skip may lose
 _FIRST_COLUMN: dict[Kind, str] = {"labels": "text", "response": "source", "chat": "instruction", "prompts": "prompt"}
 
 
@@ -88,6 +87,15 @@ class Files:
             yield from self._rows(split, kind, paths, targets, first=len(plain))
         else:
             yield from self._rows(split, kind, paths, targets, first=0)
+
+    def place(self, split: Split, kind: Kind, number: int) -> str:
+        """Where row `number` of a split stands; reads the files again."""
+        for path, raw_rows in self._raw(kind, self.paths(split), targets=False):
+            rows = sum(1 for _ in raw_rows)
+            if number < rows:
+                return f"row {number} of {path}"
+            number -= rows
+        return f"row {number} of {split}"
 
     def fingerprint(self, split: Split) -> str:
         """Hash of the split's files and of every option that changes its rows."""
@@ -167,7 +175,7 @@ class Files:
                     yield row | {"row": first + count - 1} | ({"continues": False} if kind == "text" else {})
             if number < 0:
                 raise ValueError(f"{path} is empty; expected at least one row")
-        if skipped > _TOLERATED * count:
+        if skipped > TOLERATED * count:
             raise ValueError(f"{skipped} of {count} rows are bad, more than the 1 % that may be skipped; first {worst}")
         if skipped:
             log.warning("skipped %d of %d rows", skipped, count)

@@ -129,14 +129,20 @@ def records(path: Path, errors: Errors, *, header: bool = True) -> Iterator[dict
 def _delimited(path: Path, errors: Errors, header: bool) -> Iterator[dict[Any, Any] | BadRecord]:
     csv.field_size_limit(min(sys.maxsize, (1 << 31) - 1))
     if suffix_of(path) == ".csv":
-        reader = csv.reader(lines(path, errors))
+        reader = csv.reader(lines(path, errors), strict=True)  # else an open quotation mark takes the rest of the file
     else:  # tabs never stand in a field, so quotation marks are what they look like
         reader = csv.reader(lines(path, errors), delimiter="\t", quoting=csv.QUOTE_NONE)
     names: list[Any] | None = None
     while True:
+        begun = reader.line_num + 1
         try:
             fields = next(reader, None)
         except csv.Error as error:
+            if reader.line_num > begun or "unexpected end" in str(error):  # it may have swallowed good rows
+                raise BadFile(
+                    f"line {begun} of {path} opens a quotation mark that is not closed where a field ends ({error}); "
+                    'expected "..." around a field, and "" for a quotation mark inside it'
+                ) from error
             yield BadRecord(f"is no valid line of {suffix_of(path)}: {error}")
             continue
         if fields is None:
@@ -174,7 +180,7 @@ def _json_lines(path: Path, errors: Errors) -> Iterator[dict | BadRecord]:
             continue
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: of a number of thousands of digits too
             yield BadRecord(f"is no JSON: {error}")
             continue
         yield _object(value)
@@ -187,6 +193,7 @@ def _json(path: Path, errors: Errors) -> Iterator[dict | BadRecord]:
     if opening == "[":
         for value in source.elements():
             yield _object(value)
+        source.end("array")
         return
     if opening != "{":
         raise BadFile(f"{path} begins with {opening[:1]!r}; {_SQUAD_REMEDY}")
@@ -197,6 +204,7 @@ def _json(path: Path, errors: Errors) -> Iterator[dict | BadRecord]:
                 yield from _squad(entry)
             else:
                 yield _object(entry)
+        source.end("object with data")
         return
     yield first
     while source.peek():
@@ -265,6 +273,13 @@ class _JsonSource:
             self._at += 1
             if mark == "]":
                 return
+
+    def end(self, what: str) -> None:
+        """BadFile where anything follows."""
+        if more := self.peek():
+            raise BadFile(
+                f"{self._path} goes on with {more!r} after its {what}; expected one, or an object on each line"
+            )
 
     def _more(self) -> bool:
         # At least as much again as is held, so that one huge element is not scanned a thousand times.

@@ -23,7 +23,7 @@ class Given:
     there.
     """
 
-    on_bad_row = "skip"
+    skipped_share = 1.0
     source_language = target_language = "auto"
 
     def __init__(self, *, rows: Iterable[dict | str | BadRecord], kind: Kind, columns: Mapping[str, str | int]) -> None:
@@ -35,6 +35,8 @@ class Given:
             try:
                 if isinstance(raw, BadRecord):
                     raise raw
+                if not isinstance(raw, dict):
+                    raise BadRecord(f"is {raw!r}; expected a dict of columns, or a text")
                 own = {name: key for name, key in columns.items() if key in raw}
                 row = canonical(raw, kind, columns=own, targets=False)
             except (BadRow, BadRecord) as error:
@@ -59,9 +61,13 @@ class Given:
         return {}
 
 
-def raw_rows(path: Path) -> Iterator[dict | str | BadRecord]:
-    """The records of a file of any format; of plain text, its lines."""
+def raw_rows(path: Path, columns: Mapping[str, str | int] | None = None) -> Iterator[dict | str | BadRecord]:
+    """The records of a file of any format; of plain text, its lines.
+
+    Where `columns` are numbers, as in the training, a .csv or .tsv has no header line.
+    """
+    by_number = any(isinstance(key, int) for key in (columns or {}).values())
     if formats.suffix_of(path) in formats.TABULAR:
-        yield from formats.records(path, "raise")
+        yield from formats.records(path, "raise", header=not by_number)
     else:
         yield from formats.plain_lines(path, "raise")

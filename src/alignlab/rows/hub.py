@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from alignlab.rows.kinds import COLUMNS, BadRow, Kind, canonical, group_key
+from alignlab.rows.kinds import COLUMNS, TOLERATED, BadRow, Kind, canonical, group_key
 from alignlab.types import BelowOne, PositiveInt
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Hub:
                 continue
             if not cut or self._held_out_row(row) == held_out:
                 yield row | {"row": number} | ({"continues": False} if kind == "text" else {})
-        if skipped > _TOLERATED * count:
+        if skipped > TOLERATED * count:
             raise ValueError(
                 f"{skipped} of {count} rows of {self.path} ({own}) are bad, more than 1 % may not be skipped"
             )

@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import sys
@@ -19,7 +20,6 @@ import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,7 +112,7 @@ def read_all(
             yield from _read_chunk(find, chunk)
         return
     # Spawned, for a fork of a process with threads may hang.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for mined in _shown(pool.map(functools.partial(_read_chunk, find), chunks), len(chunks)):
             yield from mined
 
@@ -148,6 +148,10 @@ def kept(name: str, identity: list, make: Callable[[], tuple[dict[str, list[dict
 
     `make` returns the rows of each file, and what else index.json is to say beside their hashes.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for its parent for ever
+        raise RuntimeError(
+            "a script that reads embedded rows starts processes: put it under if __name__ == '__main__':"
+        )
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     folder = cache_folder() / name / digest
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,13 @@ _SCRIPTS: tuple[tuple[str, re.Pattern], ...] = (
     ("latin", re.compile(r"[A-Za-z\u00c0-\u024f]")),
 )
 _LETTER_WORTH = {"latin": 0.25}  # of a word; a Chinese character is one
+UNKNOWN = ("auto", "latin")  # words that stand for a language
+_LATIN = ("en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "pl", "cs", "fi", "tr", "vi", "id")
+_OTHER_CODES = {
+    "cn": "zh", "chi": "zh", "zho": "zh", "cmn": "zh", "chinese": "zh", "jp": "ja", "jpn": "ja", "japanese": "ja",
+    "kr": "ko", "kor": "ko", "korean": "ko", "tha": "th", "thai": "th", "eng": "en", "english": "en", "ger": "de",
+    "deu": "de", "german": "de",
+}  # fmt: skip
 _KANA_SHARE = 0.05  # Japanese has more Chinese characters than kana
 
 
@@ -29,3 +36,23 @@ def language_of(texts: Iterable[str]) -> str:
         counts["ja"] += counts["zh"]
     best = max(counts, key=lambda name: counts[name])
     return best if counts[best] else "latin"
+
+
+def may_look_like(language: str, script: str) -> bool:
+    """Whether texts that `language_of` calls `script` may be in `language`, a code or "auto"."""
+    if language in _LATIN:
+        return script == "latin"
+    own = [name for name, _ in _SCRIPTS if name != "latin"]
+    return language not in own or script == language or (language == "ja" and script == "zh")
+
+
+def language_code(tag: str) -> str:
+    """The two letters of ISO 639 that metrics know a language by: `zh` for zh-CN, zh_Hant, cn and chi.
+
+    Raises ValueError for what is no code.
+    """
+    code = re.split("[-_]", tag.lower())[0]
+    code = _OTHER_CODES.get(code, code)
+    if re.fullmatch("[a-z]{2,3}", code) is None and code not in UNKNOWN:
+        raise ValueError(f"{tag!r} is no language; expected auto, or a code of ISO 639 such as zh, en or de")
+    return code
