@@ -29,6 +29,14 @@ def test_generate_streams_what_it_returns(
         main(["generate", str(tmp_path / "rum"), "x"])
     assert stopped.value.code == 2
     assert "did you mean" in capsys.readouterr().err
+    for wrong, told in (("--temperature=-1", "error: temperature is -1.0"), ("--device=foo", "error: --device is foo")):
+        with pytest.raises(SystemExit):
+            main(["generate", run, "Hi", wrong])
+        shown = capsys.readouterr()
+        assert shown.err.startswith(told)  # and not after a prompt
+        assert not shown.out
+    main(["generate", run, "Hi", "--max-new-tokens", "500"])
+    assert "share a context of 32 tokens" in capsys.readouterr().err
     assert values["step"] == 2
 
 

@@ -41,7 +41,7 @@ MISTAKES = {
         "expected ema=null",
     ),
     "both resume and init_from": ("resume=RUN init_from=RUN", "give one of them"),
-    "another batch size when going on": ("resume=RUN datamodule.batch_size=4", "cannot change when a run goes on"),
+    "another batch size when going on": ("resume=RUN datamodule.batch_size=4", "batch_size was 16, is 4"),
     "a run that is not there": ("init_from=RUM", "did you mean RUN?"),
     "a table for a run": (f"{LABELS}messages.csv init_from=messages.csv", "expected a run folder"),
     "another size than init_from": (f"{LABELS}messages.csv init_from=RUN model=small", "leave model out"),

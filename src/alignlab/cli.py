@@ -1,7 +1,9 @@
 """`alignlab VERB ...`: what is done around training."""
 
 import argparse
+import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -33,7 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; exits with 2 and a short message for a mistake."""
     with guard():
         parsed = read(arguments)
-        parsed.act(parsed)
+        try:
+            parsed.act(parsed)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read, such as `head`, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def read(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -145,6 +152,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _device(name: str | None) -> str:
+    """The device to compute on, the GPU where there is one. Raises UserError for one that is not here."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device is {name}, which torch cannot use here; expected cpu, cuda or mps") from error
+    return name
+
+
 def explain(options: argparse.Namespace) -> None:
     """Writes the page, and says where and what the loss is."""
     from alignlab.explaining import explain as write
@@ -159,14 +179,13 @@ def explain(options: argparse.Namespace) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """Holds a conversation in the terminal."""
-    import torch
 
     from alignlab.chatting import chat as hold
     from alignlab.generate import Sampling
 
     names = ("max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed")
     sampling = Sampling(**{name: getattr(options, name) for name in names})
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(options.device)
     hold(options.model, device=device, sampling=sampling, system=options.system)
 
 
@@ -208,15 +227,13 @@ def predict(options: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    import torch
-
     from alignlab.callbacks.predictions import write
     from alignlab.commandline.checking import existing
     from alignlab.model import load
     from alignlab.rows.given import raw_rows
 
     source = existing("--input", options.input)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(options.device)
     model = load(options.model, device=device)
     answers = model.predict(raw_rows(source, model.columns), batch_size=options.batch_size)
     if answers and all("error" in line for line in answers):
@@ -235,7 +252,9 @@ def test(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from alignlab.answers import measure
+    from alignlab.logs import hush
 
+    hush()
     output = Path(options.output) if options.output else None
     for name, value in sorted(measure(options.model, options.overrides, output=output).items()):
         print(f"{name} {value:z.4f}")
@@ -245,13 +264,11 @@ def compare(options: argparse.Namespace) -> None:
     """Prints how often each of two models is preferred."""
     from pathlib import Path
 
-    import torch
-
     from alignlab.callbacks.predictions import write
     from alignlab.commandline.checking import existing
     from alignlab.compare import compare as judge
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(options.device)
     done = judge(
         options.run_a, options.run_b, data=existing("--data", options.data), judge=options.judge,
         samples=options.samples, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
@@ -279,12 +296,11 @@ def export(options: argparse.Namespace) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """Prints each continuation after its prompt; a single one as it is written."""
-    import torch
-
+    from alignlab.generate import Sampling
     from alignlab.model import load
 
     prompts = [line.rstrip("\n") for line in sys.stdin] if options.prompts == ["-"] else options.prompts
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(options.device)
     model = load(options.model, device=device)
     names = (
         "max_new_tokens",
@@ -300,6 +316,11 @@ def generate(options: argparse.Namespace) -> None:
     sampling = {name: getattr(options, name) for name in names}
     if options.beams > 1:
         sampling["temperature"] = 0.0
+    Sampling(**sampling)  # what is wrong is told before anything is printed
+    room = model.gpt.config.context - 1 - max(len(model.tokenizer.encode(prompt)) for prompt in prompts)
+    if room < options.max_new_tokens:
+        context = model.gpt.config.context
+        print(f"prompt and continuation share a context of {context} tokens: shorter than asked", file=sys.stderr)
     is_single = len(prompts) * options.samples == 1 and options.beams == 1 and not options.stop
     if is_single:
         print(prompts[0], end="", flush=True)

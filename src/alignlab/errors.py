@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -70,6 +71,11 @@ def guard() -> Iterator[None]:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         yield
+    except KeyboardInterrupt:
+        if os.environ.get("ALIGNLAB_TRACEBACK") == "1":
+            raise
+        print("\ninterrupted", file=sys.stderr, flush=True)
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if os.environ.get("ALIGNLAB_TRACEBACK") == "1":
             raise

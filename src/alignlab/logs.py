@@ -41,6 +41,12 @@ def configure_logging(folder: Path) -> None:
         other.setLevel(logging.WARNING)
         other.handlers.clear()
         other.propagate = True
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its five tries
+    hush()
+
+
+def hush() -> None:
+    """Silences what the stack says about itself."""
     for message in NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message=message)
 

@@ -152,6 +152,13 @@ def _describe(config: DictConfig, parts: Parts, trainer: L.Trainer, horizon: int
     if versions:
         log.info("data  versions: %s", ", ".join(f"{name} {value}" for name, value in versions.items()))
     per_epoch = parts.data.steps_per_epoch(trainer.world_size)
+    window = parts.data.batch_size * parts.data.accumulate * trainer.world_size
+    if (train := parts.data.examples("train")) is not None and len(train) < window:
+        log.warning(
+            "a step takes %d examples and there are %d: they repeat within it; lower datamodule.batch_size",
+            window,
+            len(train),
+        )
     log.info(
         "model  %s parameters; vocabulary %d, context %d",
         f"{model.parameter_count():,}",

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from alignlab.batch import TextBatch
 from alignlab.generate import Sampling, generate
+from alignlab.tasks.shown import in_one_line
 from alignlab.tasks.task import TaskModule
 from alignlab.tuning.lora import merged
 
@@ -53,7 +54,7 @@ class Samples(Callback):
                 trained.experiment.add_text("samples", shown, trainer.global_step)
         if trainer.global_step >= trainer.max_steps:
             for start, rest in texts[:2]:
-                log.info("sample  %s|%s", start.replace("\n", " "), rest.replace("\n", " "))
+                log.info("sample  %s|%s", in_one_line(start), in_one_line(rest))
 
     @torch.no_grad()
     def _texts(self, task: TaskModule) -> list[tuple[str, str]]:

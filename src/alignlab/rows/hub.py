@@ -203,6 +203,7 @@ class _told:
         if isinstance(error, OSError | ValueError | RuntimeError):
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
-                f"data.path={self._path} cannot be loaded ({first[:160]}); expected a dataset of the hub that can be "
-                "reached or is in the cache, or a local folder of .parquet, .jsonl or .csv files"
+                f"data.path={self._path} cannot be loaded: {first[:120]}\n"
+                "expected a dataset of the hub that can be reached or is in its cache\n"
+                "or data.path=FOLDER, one of .parquet, .jsonl or .csv files"
             ) from error

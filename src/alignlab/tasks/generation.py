@@ -26,7 +26,7 @@ from alignlab.metrics import TextLoss
 from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
 from alignlab.ranks import gathered
-from alignlab.tasks.shown import ROWS, table
+from alignlab.tasks.shown import ROWS, in_one_line, table
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import BelowOne, PositiveFloat, PositiveInt
@@ -177,7 +177,7 @@ class ResponseTask(TaskModule):
 
 def _short(text: str) -> str:
     """One line of at most 160 characters."""
-    line = " ".join(text.split())
+    line = " ".join(in_one_line(text).split())
     return line if len(line) <= 160 else f"{line[:157]}..."
 
 

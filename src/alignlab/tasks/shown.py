@@ -17,3 +17,8 @@ def cell(value: object) -> str:
     """One line that shows a value as it is, of at most LETTERS letters."""
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")[:LETTERS]
+
+
+def in_one_line(text: str) -> str:
+    """`text` for a terminal: no line breaks, and no characters that would move its cursor or ring its bell."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
