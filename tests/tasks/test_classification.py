@@ -88,6 +88,7 @@ def test_law_10_a_memorized_batch(classified: Run, tmp_path: Path) -> None:
     )  # fmt: skip
     assert values["val/loss"] < 0.05
     assert values["val/accuracy"] == values["test/accuracy"] == values["val/f1/tools"] == 1
+    assert values["test/majority"] == pytest.approx(1 / 3)
     lines = [json.loads(line) for line in (tmp_path / "learned/predictions.jsonl").open(encoding="utf-8")]
     assert [line["row"] for line in lines] == list(range(9))
     assert [line["output"] for line in lines] == [row["label"] for row in rows(9)] == [line["target"] for line in lines]

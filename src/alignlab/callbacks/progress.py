@@ -69,7 +69,7 @@ class ProgressLine(Callback):
             return
         latest = {name: v for name, v in self.training_log.latest.items() if name == "train/loss"}
         measured = trainer.callback_metrics.items()
-        # those of single classes, such as val/f1/Sports, stand in the logger and in metrics.json
+        # those of single classes, such as val/f1/Sports, stand in a table of the logger and in metrics.json
         latest |= {name: float(v) for name, v in measured if name.startswith("val/") and name.count("/") == 1}
         text = "  ".join(f"{name} {_short(value)}" for name, value in latest.items())
         log.info("step %d of %d  %s  (%s)", trainer.global_step, trainer.max_steps, text, clock(self._elapsed()))

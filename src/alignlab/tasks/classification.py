@@ -152,7 +152,10 @@ class Classification(TaskModule):
         self._show(batch, logits, stage)
 
     def results(self, stage: str) -> dict[str, float]:
-        """What the scores of this form measure, F1 of each class; what is to be shown is laid ready."""
+        """What the scores of this form measure, F1 of each class; what is to be shown is laid ready.
+
+        majority is the accuracy of whoever always says the commonest class of training.
+        """
         metric, names = self.metrics[stage], self.labels.names
         results = {"loss": float(self.mean_losses[stage].compute()), **metric.compute()}
         each, confusion = results.pop("each_f1", None), results.pop("confusion", None)
@@ -161,7 +164,11 @@ class Classification(TaskModule):
         if each is not None and len(names) <= EACH_SHOWN:
             plain = (str(name).replace("/", "-") for name in names)
             results |= {f"f1/{name}": float(value) for name, value in zip(plain, each, strict=True)}
+            self.texts[f"{stage}/classes"] = table(("class", "F1"), zip(names, each.tolist(), strict=True))
         if confusion is not None:
+            if self.labels.counts:
+                commonest = max(range(len(names)), key=self.labels.counts.__getitem__)
+                results["majority"] = float(confusion[commonest].sum() / confusion.sum())
             self.tables[f"{stage}/confusion"] = Table(confusion.cpu(), [str(name) for name in names])
         names_shown = ("text", "truth", "answer", "probability")
         self.texts[f"{stage}/predictions"] = table(names_shown, self.answers[stage])
