@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from alignlab import checkpoint as files
 from alignlab.commandline import check
 from alignlab.errors import UserError
+from alignlab.folders import resumed
 from alignlab.stages import stage_overrides, started_from
 from tests.conftest import TINY, composed, train
 
@@ -69,3 +70,13 @@ def test_a_recipe_may_branch() -> None:
     with pytest.raises(ValueError, match=r"stages.3.after is 3; expected the number of an earlier stage, below 3"):
         started_from(stages[3], 3, ["a", "b", "c"], None)
     assert "after=0" not in stage_overrides(composed("init_from=null"), stages[2], [], "a")
+
+
+def test_a_recipe_goes_on_as_it_began(tmp_path: Path) -> None:
+    place = tmp_path / ".hydra"
+    place.mkdir()
+    (place / "config.yaml").write_text("stages: [{task: pretrain}]\n")
+    (place / "overrides.yaml").write_text("[]\n")
+    with pytest.raises(UserError, match=r"(?s)goes on as it began; got trainer.max_steps=8.*stages/N-TASK trainer"):
+        resumed([f"resume={tmp_path}", "++trainer.max_steps=8"])
+    assert resumed([f"resume={tmp_path}"]) is not None

@@ -97,9 +97,10 @@ def resumed(arguments: list[str]) -> tuple[DictConfig, Path, list[str]] | None:
     assert isinstance(config, DictConfig)
     overrides = [override for override in arguments if not override.lstrip("+").startswith("resume=")]
     if overrides and config.get("stages"):
+        got = overrides[0].lstrip("+")
         raise UserError(
-            f"{folder} is a recipe of stages, which goes on as it began; got {overrides[0]}\n"
-            f"to go on with one of its stages: resume={folder}/{STAGES}/N-TASK {overrides[0]}"
+            f"{folder} is a recipe of stages, which goes on as it began; got {got}\n"
+            f"to go on with one of its stages: resume={folder}/{STAGES}/N-TASK {got}"
         )
     config.resume_with = []  # what was allowed once
     for override in sorted(overrides, key=lambda override: _key(override) != "resume_with"):
