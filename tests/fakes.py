@@ -8,10 +8,10 @@ class FakeRows:
     """Splits as lists of canonical rows."""
 
     def __init__(
-        self, *, on_bad_row: str = "raise", languages: tuple[str, str] = ("auto", "auto"), **splits: list
+        self, *, skipped_share: float = 0.0, languages: tuple[str, str] = ("auto", "auto"), **splits: list
     ) -> None:
         self.splits = splits
-        self.on_bad_row = on_bad_row
+        self.skipped_share = skipped_share
         self.source_language, self.target_language = languages
 
     def has(self, split: str) -> bool:

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "ranks": set(),
     "text": set(),
     "optim": set(),
-    "metrics": {"directions"},
+    "metrics": {"directions", "text"},
     "checkpoint": set(),
     "generate": {"models", "products"},
     "data": {"text", "batch"},

@@ -106,8 +106,8 @@ def test_label_mistakes_are_told(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match=message):
         Labels(rows=FakeRows(train=ROWS, val=strange), tokenizer=tokenizer)
     with pytest.raises(ValueError, match="1 of 99 rows of val are bad, more than the 1% that may be skipped"):
-        Labels(rows=FakeRows(train=ROWS, val=[*strange, *ROWS[:1] * 98], on_bad_row="skip"), tokenizer=tokenizer)
-    skipped = Labels(rows=FakeRows(train=ROWS, val=[*strange, *ROWS[:1] * 99], on_bad_row="skip"), tokenizer=tokenizer)
+        Labels(rows=FakeRows(train=ROWS, val=[*strange, *ROWS[:1] * 98], skipped_share=0.01), tokenizer=tokenizer)
+    skipped = Labels(rows=FakeRows(train=ROWS, val=[*strange, *ROWS[:1] * 99], skipped_share=0.01), tokenizer=tokenizer)
     assert skipped.dropped("val") == {0: "has label 'neutral'; labels seen in training are ['no', 'yes']"}
     with pytest.raises(ValueError, match="expected one form"):
         find_labels([{"label": ["a"], "row": 0}, {"label": "b", "row": 1}])

@@ -108,7 +108,9 @@ def test_languages_go_by_code_and_are_doubted_where_the_script_is_another(
 
 def test_a_row_of_another_shape_is_one_bad_row(tokenizer: Tokenizer) -> None:
     good = {"question": "why?", "context": "c", "answer": "a"}
-    rows = FakeRows(train=[good] * 100 + [{"source": "s", "target": "t"}], on_bad_row="skip")
+    rows = FakeRows(train=[good] * 100 + [{"source": "s", "target": "t"}], skipped_share=0.01)
     data = Responses(rows=rows, tokenizer=tokenizer, template="{context} {question}\n")
     assert list(data.dropped("train")) == [100]
     assert "needs context, question" in data.dropped("train")[100]
+    given = FakeRows(train=[good, {"source": "s", "target": "t"}], skipped_share=1.0)  # rows that are to be answered
+    assert list(Responses(rows=given, tokenizer=tokenizer, template="{context} {question}\n").dropped("train")) == [1]

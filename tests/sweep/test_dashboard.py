@@ -84,7 +84,7 @@ def test_a_run_shows_its_data_its_answers_and_its_weights(
     tags = events.Tags()
     assert {"data/lengths", "val/confusion", "val/calibration"} <= set(tags["images"])
     (example,) = events.Tensors("data/example/text_summary")
-    assert tensor_util.make_ndarray(example.tensor_proto).item().decode().count("<strong>number 0") == 1
+    assert tensor_util.make_ndarray(example.tensor_proto).item().decode().count("number 0") == 1
     last = events.Tensors("val/predictions/text_summary")[-1]
     lines = tensor_util.make_ndarray(last.tensor_proto).item().decode().splitlines()
     assert lines[0] == "| text | truth | answer | probability |"

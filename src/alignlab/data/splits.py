@@ -11,7 +11,6 @@ import numpy as np
 
 from alignlab.data.encoded import EncodedRows, Encoder, encode, padding_share
 from alignlab.data.module import SPLITS, Examples, Rows, TextData
-from alignlab.rows.kinds import TOLERATED
 from alignlab.text.tokenizer import Tokenizer
 
 
@@ -47,8 +46,7 @@ class EncodedData(TextData, ABC):
 
     def encode_splits(self) -> None:
         """Reads and encodes every split that the rows have."""
-        # embedded rows have no bad ones
-        skipped_share = {"raise": 0.0, "skip": TOLERATED, "note": 1.0}[getattr(self.source, "on_bad_row", "raise")]
+        skipped_share = getattr(self.source, "skipped_share", 0.0)  # embedded rows have no bad ones
         place = getattr(self.source, "place", lambda split, kind, number: f"row {number} of {split}")
         for split in SPLITS:
             if self.source.has(split):

@@ -18,7 +18,7 @@ class FirstRows:
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         # of a part, more than the share that may be skipped may be bad
-        self.on_bad_row = "note" if getattr(rows, "on_bad_row", "raise") == "skip" else "raise"
+        self.skipped_share = 1.0 if getattr(rows, "skipped_share", 0.0) else 0.0
         self.source_language = getattr(rows, "source_language", "auto")
         self.target_language = getattr(rows, "target_language", "auto")
 

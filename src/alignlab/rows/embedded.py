@@ -35,7 +35,6 @@ class Embedded(ABC):
     kind: ClassVar[Kind]
     packages: ClassVar[tuple[str, ...]]
     rules: ClassVar[int]  # raised when the rows change, so that caches are made again
-    on_bad_row: ClassVar[str] = "raise"
     source_language: ClassVar[str] = "en"
     target_language: ClassVar[str] = "en"
 

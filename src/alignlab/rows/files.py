@@ -88,6 +88,11 @@ class Files:
         else:
             yield from self._rows(split, kind, paths, targets, first=0)
 
+    @property
+    def skipped_share(self) -> float:
+        """Of all rows, what may be left out as bad."""
+        return TOLERATED if self.on_bad_row == "skip" else 0.0
+
     def place(self, split: Split, kind: Kind, number: int) -> str:
         """Where row `number` of a split stands; reads the files again."""
         for path, raw_rows in self._raw(kind, self.paths(split), targets=False):

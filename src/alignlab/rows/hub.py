@@ -102,6 +102,11 @@ class Hub:
                 f"{skipped} of {count} rows of {self.path} ({own}) are bad, more than 1 % may not be skipped"
             )
 
+    @property
+    def skipped_share(self) -> float:
+        """Of all rows, what may be left out as bad."""
+        return TOLERATED if self.on_bad_row == "skip" else 0.0
+
     def fingerprint(self, split: Split) -> str:
         """Hash of what the library says of the loaded data, and of the options."""
         own = self._own_name("train" if self._is_held_out(split) else split)

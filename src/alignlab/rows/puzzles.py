@@ -26,7 +26,6 @@ class Puzzles(ABC):
     rows: PositiveInt = 8100
     seed: NonNegativeInt = 0
 
-    on_bad_row: ClassVar[str] = "raise"
     source_language: ClassVar[str] = "en"
     target_language: ClassVar[str] = "en"
 
