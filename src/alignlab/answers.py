@@ -101,7 +101,14 @@ def measure(place: str, overrides: Sequence[str], *, output: Path | None = None)
         rows = instantiate(composed.data, _convert_="all")
         told = OF_KIND.get(class_of(composed.datamodule).kind, "")
         known = {name: value for name, value in start.found.items() if name == told}
-        data = data_of(composed, rows, start.tokenizer, start.config.context, **known)
+        try:
+            data = data_of(composed, rows, start.tokenizer, start.config.context, **known)
+        except ValueError as error:
+            if any(override.lstrip("+").startswith(("task=", "experiment=")) for override in overrides):
+                raise
+            raise ValueError(
+                f"{error}\nthese are weights, measured as task=pretrain: is another task meant?"
+            ) from error
         optim = instantiate(composed.optim, _convert_="all")
         task: TaskModule = node(composed.task, model=model, tokenizer=start.tokenizer, optim=optim, **data.found())
         task.found = data.found()
