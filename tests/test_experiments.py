@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from alignlab.commandline.recipe import borrowed_rate
 from tests.conftest import ROOT, composed, train
 
 TOPICS = {"ag_news": ("Sports", "World"), "thucnews": ("体育", "财经")}
@@ -101,3 +102,12 @@ def _worded(row: dict[str, Any], number: int) -> dict[str, Any]:
         return row | {"messages": [{**row["messages"][0], "content": f"Hi {number}"}, row["messages"][1]]}
     changed = row | {first: f"{row[first]} {number}"}
     return changed | ({"label": ("late", "torch")[number % 2]} if "label" in row else {})
+
+
+def test_a_rate_that_was_measured_with_another_optimizer_is_told() -> None:
+    recipe = "experiment=tatoeba_en_zh"
+    told = "experiment=tatoeba_en_zh has optim.lr=0.004 for optim=muon; with optim=sgd give optim.lr= too"
+    assert borrowed_rate([recipe, "optim=sgd"]) == told
+    assert borrowed_rate([recipe, "optim=sgd", "++optim.lr=0.25"]) is None
+    assert borrowed_rate([recipe, "optim=muon"]) is borrowed_rate([recipe]) is borrowed_rate(["optim=sgd"]) is None
+    assert "for optim=adamw" in (borrowed_rate(["experiment=squad_smollm2", "optim=sgd"]) or "")

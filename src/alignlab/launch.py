@@ -19,6 +19,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from alignlab.commandline.recipe import borrowed_rate
+
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +35,8 @@ def train(config: DictConfig, folder: Path, command_line: list[str]) -> float | 
         config, folder = agree(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     configure_logging(folder)
+    if (told := borrowed_rate(command_line)) is not None:
+        log.warning("%s", told)
     with restored_unless_trained(folder):
         freeze(config, folder, command_line)
         if config.get("stages"):
