@@ -187,10 +187,15 @@ def test_a_run_that_failed_before_its_first_step_may_be_begun_again(tmp_path: Pa
     arguments = ("data=files", "hydra.run.dir=run", *TINY, "trainer.max_steps=1", "test=false")
     wrong = train(*arguments, f"data.train={corpus}", "optim.lr=abc", folder=tmp_path)
     assert wrong.returncode == 2
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run/.hydra").exists()
     failed = train(*arguments, f"data.train={corpus}", "trainer.gradient_clip_val=-1", folder=tmp_path)
     assert "error: trainer.gradient_clip_val is -1; expected a number >= 0" in failed.stderr
     assert (tmp_path / "run/run.log").read_text().splitlines()[-1].startswith("error: trainer.gradient_clip_val")
+    with open(tmp_path / "run/run.log", "a") as log:
+        log.write("another begins\n")  # and is at work
+    assert "holds a run already" in train(*arguments, f"data.train={corpus}", folder=tmp_path).stderr
+    with open(tmp_path / "run/run.log", "a") as log:
+        log.write("error: and failed\n")
     done = train(*arguments, f"data.train={corpus}", folder=tmp_path)
     assert done.returncode == 0, done.stderr
 

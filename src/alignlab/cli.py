@@ -300,6 +300,8 @@ def generate(options: argparse.Namespace) -> None:
     from alignlab.model import load
 
     prompts = [line.rstrip("\n") for line in sys.stdin] if options.prompts == ["-"] else options.prompts
+    if not prompts:
+        raise UserError("standard input holds no prompt; expected one on each line")
     device = _device(options.device)
     model = load(options.model, device=device)
     names = (

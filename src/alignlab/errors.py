@@ -98,6 +98,13 @@ def record(error: Exception, folder: Path) -> None:
         file.write(f"{text}error: {one_line(error)}\n")
 
 
+def ends_in_error(folder: Path) -> bool:
+    """Whether nothing came after an error in the run.log of `folder`."""
+    path = folder / "run.log"
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    return next((line.startswith("error: ") for line in reversed(lines) if line.strip()), False)
+
+
 def last_error(folder: Path) -> str | None:
     """What `record` wrote last in the run.log of `folder`."""
     path = folder / "run.log"

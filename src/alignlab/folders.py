@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -9,15 +10,17 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alignlab.commandline.quoting import legal
-from alignlab.errors import UserError, last_error, mistaken
+from alignlab.commandline.quoting import legal, parsed
+from alignlab.errors import UserError, ends_in_error, mistaken
 
-MARKS = [".hydra/config.yaml", "metrics.json", "checkpoints"]
-LENGTHS = ("trainer.max_steps", "trainer.max_epochs")  # of a run
 STAGES = "stages"  # the folder of a recipe's runs, in its own
+RUNS = Path("runs")
+MARKS = [".hydra/config.yaml", "metrics.json", "checkpoints", STAGES]
+LENGTHS = ("trainer.max_steps", "trainer.max_epochs")  # of a run
 # what may be given beside resume=: how long, and what the weights do not depend on
 BESIDE_RESUME = (*LENGTHS, "trainer.max_time", "trainer.strategy", "datamodule.workers", "resume_with")
 BESIDE_RESUME_GROUPS = ("logger", "callbacks")
+CHOSEN = (*BESIDE_RESUME_GROUPS, "data", "tokenizer")  # groups, from which a file is chosen
 # what changes the weights, and is allowed by this name in resume_with
 BY_NAME = {
     "datamodule.batch_size": "batch_size",
@@ -53,7 +56,7 @@ def assign_folder(arguments: list[str], conf: Path) -> list[str]:
         # the first rank's folder counts; nobody writes here
         return [*arguments, f"{key}=runs/.ranks", "hydra.output_subdir=null"]
     name = f"sweep-{stamp()}" if is_sweep else stamp()
-    return [*arguments, f"{key}={claim(Path('runs') / chosen_task(arguments, conf) / name).as_posix()}"]
+    return [*arguments, f"{key}={claim(RUNS / chosen_task(arguments, conf) / name).as_posix()}"]
 
 
 def resolved(name: str) -> Path:
@@ -70,12 +73,12 @@ def resolved(name: str) -> Path:
 
 
 def release(folder: Path) -> None:
-    """Removes a claimed folder into which nothing but the configuration was written."""
+    """Removes the configuration from a folder that holds nothing else, and the folder if `claim` made it."""
     if not folder.is_dir() or any(path.name != ".hydra" for path in folder.iterdir()):
         return
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    folder.rmdir()
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    if folder.resolve().parent.parent == RUNS.resolve() and not folder.is_symlink():
+        folder.rmdir()
 
 
 def resumed(arguments: list[str]) -> tuple[DictConfig, Path, list[str]] | None:
@@ -103,7 +106,8 @@ def resumed(arguments: list[str]) -> tuple[DictConfig, Path, list[str]] | None:
             f"to go on with one of its stages: resume={folder}/{STAGES}/N-TASK {got}"
         )
     config.resume_with = []  # what was allowed once
-    for override in sorted(overrides, key=lambda override: _key(override) != "resume_with"):
+    # what is allowed first, then as Hydra does: groups before single values
+    for override in sorted(overrides, key=lambda one: (_key(one) != "resume_with", _key(one) not in CHOSEN)):
         _change(config, folder, *override.lstrip("+").partition("=")[::2])
     before = [str(override) for override in OmegaConf.load(folder / ".hydra" / "overrides.yaml")]
     told = {_key(override) for override in overrides}
@@ -126,8 +130,9 @@ def _change(config: DictConfig, folder: Path, key: str, text: str) -> None:
             "resume= goes on with a run, init_from= starts a new one from its weights: give one of them"
         )
     group = key.split(".")[0]
-    value = OmegaConf.create(f"v: {text}").v
-    if key in (*BESIDE_RESUME_GROUPS, "data", "tokenizer") and value is not None:
+    reading = parsed(f"{key}={text}")
+    value = OmegaConf.create({"value": text if reading is None else reading.value()}).value
+    if key in CHOSEN and value is not None:
         choices = {path.stem: path for path in (_conf() / key).glob("*.yaml")}
         if text not in choices:
             raise mistaken(f"{key}={text}: there is no such choice", text, sorted(choices))
@@ -138,7 +143,7 @@ def _change(config: DictConfig, folder: Path, key: str, text: str) -> None:
         if name is None:
             got = f"{key} cannot change when a run goes on" + (f"; it is {before}" if before != value else "")
             raise mistaken(got, key, (*BESIDE_RESUME, *BESIDE_RESUME_GROUPS))
-        if before != value and name not in config.resume_with:
+        if before != value and name not in (config.resume_with or []):
             raise UserError(
                 f"{key} was {before}, is {value}: the run cannot go on exactly\n"
                 f"leave it out, or allow it: resume_with=[{name}]"
@@ -194,7 +199,7 @@ def stamp() -> str:
 def holds_run(folder: Path) -> bool:
     """Whether a run has written into `folder`; one that failed before its first checkpoint may be begun again."""
     found = [mark for mark in MARKS if (folder / mark).exists()]
-    return bool(found) and not (found == MARKS[:1] and last_error(folder) is not None)
+    return bool(found) and not (found == MARKS[:1] and ends_in_error(folder))
 
 
 def chosen_task(arguments: list[str], conf: Path) -> str:

@@ -37,8 +37,10 @@ def train(config: DictConfig, folder: Path, command_line: list[str]) -> float | 
     configure_logging(folder)
     if (told := borrowed_rate(command_line)) is not None:
         log.warning("%s", told)
-    with restored_unless_trained(folder):
-        freeze(config, folder, command_line)
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    with restored_unless_trained(folder) if is_first else contextlib.nullcontext():
+        if is_first:
+            freeze(config, folder, command_line)
         if config.get("stages"):
             from alignlab.stages import run_stages
 

@@ -113,7 +113,7 @@ def execute_until_stopped(config: DictConfig, folder: Path, *, command_line: lis
     try:
         execute(config, folder, command_line=command_line)
     except Stopped as stopped:
-        is_stage = folder.parent.name == STAGES
+        is_stage = folder.parent.name == STAGES and (folder.parent.parent / ".hydra").is_dir()
         log.info("%s; go on with: python train.py %s", stopped, resuming(folder.parent.parent if is_stage else folder))
         raise SystemExit(stopped.exit_code) from None
     except Pruned as pruned:

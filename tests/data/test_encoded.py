@@ -89,7 +89,8 @@ def test_padding_of_like_lengths_is_little() -> None:
         ([1, "x"], "classes", ("1", "x")),
         ([["a"], [], ["b", "a"]], "multi_label", ("a", "b")),
         ([1.5, 2, 4], "regression", ()),
-        ([1.0, 2, 1], "classes", (1, 2)),  # a table with gaps writes 1 as 1.0
+        ([1.0, 2, 1], "regression", ()),
+        ([1, 2, 1.0], "regression", ()),  # in whatever order
         ([1, 2.0, "x"], "classes", ("1", "2", "x")),
     ],
 )

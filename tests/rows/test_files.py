@@ -212,6 +212,7 @@ def test_broken_gzip_and_parquet(tmp_path):
         ("a.csv", "text,label\na,1\nb\n", r"row 1 of .*a.csv: has 1 fields; expected 2"),
         ("a.csv", "text,class\na,1\n", r"row 0 of .*a.csv: label is missing; .*\['text', 'class'\]"),
         ("a.csv", "text,text\n", "names a column twice"),
+        ("a.csv", '"text" ,label\na,1\n', "the header line of .*a.csv is no valid line of .csv"),
         ("a.csv", "text,label\n", "a.csv is empty; expected at least one row"),
         ("a.json", '[{"text": "a", "label": 1}, {"text" 3}]', r"row 1 of .*a.json is no JSON"),
         ("a.json", '[{"text": "a", "label": 1}', r"row 1 of .*a.json is no JSON: expected , or \]"),

@@ -26,15 +26,16 @@ Form = Literal["auto", "classes", "multi_label", "regression"]
 
 
 def find_labels(rows: Iterable[dict], form: Form = "auto", before: LabelSet | None = None) -> LabelSet:
-    """The label set of training rows: lists are multi-label, numbers of which some are fractions regression.
+    """The label set of training rows: lists are multi-label, numbers of which some are written as fractions regression.
 
     Anything else is a class. Classes are ordered by name, or by id where all are ids; where `before`, what the weights
     at the start know, has the same ones, by its order. Numbers keep its scale. Raises ValueError where forms are mixed,
     or where there is only one class.
     """
     seen: Counter[str | int | float] = Counter()
-    total, first = 0, None
+    total, first, has_fraction = 0, None, False
     for row in rows:
+        has_fraction |= isinstance(row["label"], float)  # 1.0 too, which is counted as 1 beside names
         label = _whole(row["label"])
         first = label if first is None else first
         if isinstance(label, list) != isinstance(first, list):
@@ -47,7 +48,7 @@ def find_labels(rows: Iterable[dict], form: Form = "auto", before: LabelSet | No
         form = "multi_label"
     elif form == "auto":
         are_numbers = all(not isinstance(label, str) for label in seen)
-        form = "regression" if are_numbers and any(isinstance(label, float) for label in seen) else "classes"
+        form = "regression" if are_numbers and has_fraction else "classes"
     if form == "regression":
         found = _numbers(seen, total)
         is_same = before is not None and before.form == "regression"
@@ -75,7 +76,7 @@ def _numbers(seen: Counter, total: int) -> LabelSet:
 
 
 def _whole(label: Any) -> Any:
-    """1 for 1.0: a table with gaps has its whole numbers so."""
+    """1 for 1.0, so that a class is one class however a row writes it."""
     if isinstance(label, list):
         return [_whole(one) for one in label]
     return int(label) if isinstance(label, float) and label.is_integer() else label

@@ -181,6 +181,6 @@ def find_languages(rows: Rows) -> list[str]:
     targets = [text for row in first for text in references_of(row)]
     found = [language_of(sources), language_of(targets)]
     for side, name, told in zip(("source", "target"), named, found, strict=True):
-        if not may_look_like(name, told):
+        if not may_look_like(name, told) and (targets or side == "source"):
             log.warning("data.%s_language is %s, but the texts look like %s: is a column mistaken?", side, name, told)
     return [told if name == "auto" else name for name, told in zip(named, found, strict=True)]

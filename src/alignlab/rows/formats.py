@@ -143,6 +143,8 @@ def _delimited(path: Path, errors: Errors, header: bool) -> Iterator[dict[Any, A
                     f"line {begun} of {path} opens a quotation mark that is not closed where a field ends ({error}); "
                     'expected "..." around a field, and "" for a quotation mark inside it'
                 ) from error
+            if names is None and header:
+                raise BadFile(f"the header line of {path} is no valid line of {suffix_of(path)}: {error}") from error
             yield BadRecord(f"is no valid line of {suffix_of(path)}: {error}")
             continue
         if fields is None:

@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
 _USUAL = {"train": ("train",), "val": ("validation", "val", "dev", "valid"), "test": ("test",)}
-_TOLERATED = 0.01  # share of rows that on_bad_row=skip may lose
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 LETTERS = 300  # of a cell
+JOINERS = "\u200c\u200d"  # of letters in Persian and Hindi, and of emoji
 ROWS = 8  # of a table that is shown
 
 
@@ -21,4 +22,4 @@ def cell(value: object) -> str:
 
 def in_one_line(text: str) -> str:
     """`text` for a terminal: no line breaks, and no characters that would move its cursor or ring its bell."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return "".join(letter if letter.isprintable() or letter in JOINERS else " " for letter in text)

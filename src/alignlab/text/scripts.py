@@ -21,7 +21,9 @@ _LATIN = ("en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "pl", "cs", "fi"
 _OTHER_CODES = {
     "cn": "zh", "chi": "zh", "zho": "zh", "cmn": "zh", "chinese": "zh", "jp": "ja", "jpn": "ja", "japanese": "ja",
     "kr": "ko", "kor": "ko", "korean": "ko", "tha": "th", "thai": "th", "eng": "en", "english": "en", "ger": "de",
-    "deu": "de", "german": "de",
+    "deu": "de", "german": "de", "french": "fr", "spanish": "es", "italian": "it", "portuguese": "pt", "dutch": "nl",
+    "russian": "ru", "arabic": "ar", "hebrew": "he", "hindi": "hi", "greek": "el", "polish": "pl", "turkish": "tr",
+    "vietnamese": "vi", "swedish": "sv", "czech": "cs", "finnish": "fi", "ukrainian": "uk", "persian": "fa",
 }  # fmt: skip
 _KANA_SHARE = 0.05  # Japanese has more Chinese characters than kana
 
