@@ -21,7 +21,7 @@ from alignlab.callbacks.predictions import Predictions, lines
 from alignlab.data.module import TextData
 from alignlab.models.gpt import GPT
 from alignlab.origin import Origin, origin
-from alignlab.rows.formats import BadRecord
+from alignlab.rows.broken import BadRecord
 from alignlab.rows.given import Given
 from alignlab.tasks.task import TaskModule
 from alignlab.trainer import resolve_precision

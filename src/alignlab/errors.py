@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 LINES, COLUMNS = 3, 200  # what a person reads of an error in a terminal
+_MARK = "error: "  # before what is told, in the terminal and at the end of a run.log
 _PLAIN_SPOKEN = {"alignlab", "hydra", "omegaconf"}  # whose ValueErrors are words to the user, not defects
 # Lightning's word for a mistake in the Trainer's arguments; by name, for importing it costs seconds.
 _MISTAKES_ELSEWHERE = {"MisconfigurationException", "DeviceNotFoundError"}
@@ -30,6 +31,10 @@ _REMEDIES = {
 
 class UserError(ValueError):
     """A mistake that a user can make; its text is up to three lines: got, accepted, remedy."""
+
+
+class NotFinite(UserError):
+    """Training met non-finite losses or gradients too many times in a row."""
 
 
 def closest(name: str, accepted: Iterable[str]) -> str | None:
@@ -95,21 +100,24 @@ def record(error: Exception, folder: Path) -> None:
     told = _explained(error)
     text = "".join(traceback.format_exception(error)) if told is None else f"{told}\n"
     with open(folder / "run.log", "a", encoding="utf-8") as file:
-        file.write(f"{text}error: {one_line(error)}\n")
+        file.write(f"{text}{_MARK}{one_line(error)}\n")
 
 
 def ends_in_error(folder: Path) -> bool:
     """Whether nothing came after an error in the run.log of `folder`."""
-    path = folder / "run.log"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    return next((line.startswith("error: ") for line in reversed(lines) if line.strip()), False)
+    return next((line.startswith(_MARK) for line in _last_lines(folder)), False)
 
 
 def last_error(folder: Path) -> str | None:
     """What `record` wrote last in the run.log of `folder`."""
+    return next((line.removeprefix(_MARK) for line in _last_lines(folder) if line.startswith(_MARK)), None)
+
+
+def _last_lines(folder: Path) -> list[str]:
+    """The lines of the run.log of `folder` that are not empty, the last one first."""
     path = folder / "run.log"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), None)
+    return [line for line in reversed(lines) if line.strip()]
 
 
 def _explained(error: Exception) -> str | None:

@@ -37,10 +37,7 @@ def train(config: DictConfig, folder: Path, command_line: list[str]) -> float | 
     configure_logging(folder)
     if (told := borrowed_rate(command_line)) is not None:
         log.warning("%s", told)
-    is_first = int(os.environ.get("RANK", "0")) == 0
-    with restored_unless_trained(folder) if is_first else contextlib.nullcontext():
-        if is_first:
-            freeze(config, folder, command_line)
+    with frozen(config, folder, command_line):
         if config.get("stages"):
             from alignlab.stages import run_stages
 
@@ -78,16 +75,20 @@ def agree(config: DictConfig, folder: Path) -> tuple[DictConfig, Path]:
 
 
 @contextlib.contextmanager
-def restored_unless_trained(folder: Path) -> Iterator[None]:
-    """Around a run: one that fails before it has saved a step leaves the configuration that it found."""
+def frozen(config: DictConfig, folder: Path, command_line: list[str]) -> Iterator[None]:
+    """`freeze` around a run, by its first rank; one that fails before it has saved a step leaves what was there."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
     last = folder / "checkpoints" / "last.ckpt"
-    frozen = {path: path.read_text(encoding="utf-8") for path in (folder / ".hydra").glob("*.yaml")}
+    found = {path: path.read_text(encoding="utf-8") for path in (folder / ".hydra").glob("*.yaml")}
     before = last.stat().st_mtime_ns if last.exists() else None
+    freeze(config, folder, command_line)
     try:
         yield
     except BaseException:
         if (last.stat().st_mtime_ns if last.exists() else None) == before:
-            for path, text in frozen.items():
+            for path, text in found.items():
                 path.write_text(text, encoding="utf-8")
         raise
 
@@ -104,11 +105,11 @@ def needs_launch(config: DictConfig) -> bool:
     """Whether several ranks are asked for on this machine and nobody (torchrun, Slurm, we) has started them yet."""
     if any(name in os.environ for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
         return False
-    devices = config.trainer.get("devices", 1)
-    several = devices in ("auto", "-1", -1) if isinstance(devices, int | str) else len(devices) > 1
-    several = several or (isinstance(devices, int) and devices > 1)
+    from alignlab.trainer import devices_of
+
     # any strategy but those that make processes of their own kind
-    return several and not str(config.trainer.get("strategy", "auto")).endswith(("spawn", "fork", "notebook"))
+    strategy = str(config.trainer.get("strategy", "auto"))
+    return devices_of(config) > 1 and not strategy.endswith(("spawn", "fork", "notebook"))
 
 
 def run_ranks(config: DictConfig, folder: Path) -> int:

@@ -16,7 +16,7 @@ from alignlab.generate.engine import generate_all
 from alignlab.losses import token_log_probs
 from alignlab.models.gpt import GPT
 from alignlab.origin import Origin, origin
-from alignlab.rows.formats import BadRecord
+from alignlab.rows.broken import BadRecord
 from alignlab.text.chat import chat_prompt
 
 

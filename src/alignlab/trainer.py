@@ -54,13 +54,17 @@ class Callbacks:
     all: list[Callback]
 
 
+def devices_of(config: DictConfig) -> int:
+    """Devices of this machine that train, one process each."""
+    devices = config.trainer.get("devices", 1)
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    return len(devices) if not isinstance(devices, int | str) else max(1, torch.cuda.device_count())
+
+
 def ranks_of(config: DictConfig) -> int:
     """Processes that train together."""
-    devices = config.trainer.get("devices", 1)
-    count = devices if isinstance(devices, int) and devices > 0 else None
-    if count is None:
-        count = len(devices) if not isinstance(devices, int | str) else max(1, torch.cuda.device_count())
-    return count * int(config.trainer.get("num_nodes", 1))
+    return devices_of(config) * int(config.trainer.get("num_nodes", 1))
 
 
 def horizon_of(config: DictConfig, parts: Parts, ranks: int, command_line: list[str]) -> int:

@@ -8,8 +8,9 @@ from lightning.pytorch.callbacks import Callback
 
 from alignlab import checkpoint as files
 from alignlab.callbacks.record import Record
+from alignlab.errors import NotFinite
 from alignlab.ranks import gathered
-from alignlab.tasks.task import NotFinite, TaskModule
+from alignlab.tasks.task import TaskModule
 
 
 class Checkpoints(Callback):

@@ -12,7 +12,8 @@ from alignlab.callbacks.samples import plain
 from alignlab.data.encoded import LEFT, RIGHT
 from alignlab.data.module import TextData
 from alignlab.data.splits import EncodedData
-from alignlab.tasks.task import Table, TaskModule
+from alignlab.tasks.shown import Table
+from alignlab.tasks.task import TaskModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

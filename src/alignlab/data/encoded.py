@@ -7,11 +7,11 @@ counts, which makes the means of a step exact. It knows nothing of labels, promp
 
 # N examples, B rows of a batch, T tokens of the longest
 
-import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,9 +21,8 @@ from torch import Tensor
 
 from alignlab.batch import IGNORED
 from alignlab.data.order import Order
+from alignlab.skipping import BadRows
 from alignlab.text.tokenizer import Tokenizer
-
-log = logging.getLogger(__name__)
 
 _BLOCK_ROWS = 1024  # tokenized together, for the tokenizer's threads
 LEFT, RIGHT = "\u27e6", "\u27e7"  # around what is learned, in a rendered sample
@@ -195,8 +194,7 @@ def encode(
     examples: list[Example] = []
     numbers: list[int] = []
     dropped: dict[int, str] = {}
-    wrong: list[int] = []
-    count = 0
+    count, bad = 0, BadRows(skipped_share, f"rows of {split}")
     for row, parts in _tokenized(rows, encoder, tokenizer):
         count += 1
         try:
@@ -204,11 +202,7 @@ def encode(
                 raise parts
             example = encoder.example(row, parts)
         except ValueError as error:
-            if not skipped_share:
-                raise ValueError(f"{place(row['row'])} {error} (data.on_bad_row=skip leaves such rows out)") from error
-            if not wrong and skipped_share < 1:
-                log.warning("skipping bad rows; the first: %s %s", place(row["row"]), error)
-            wrong.append(row["row"])
+            bad.add(partial(_complaint, place, row["row"], error), error)
             example = Dropped(str(error))
         if isinstance(example, Dropped):
             dropped[row["row"]] = example.reason
@@ -216,11 +210,7 @@ def encode(
         own = example if isinstance(example, list) else [example]
         examples += own
         numbers += [row["row"]] * len(own)
-    if len(wrong) > skipped_share * count:
-        raise ValueError(
-            f"{len(wrong)} of {count} rows of {split} are bad, more than the {skipped_share:.0%} that may be skipped; "
-            f"first {place(wrong[0])} {dropped[wrong[0]]}"
-        )
+    bad.close(count)
     if not examples:
         why = f": {next(iter(dropped.values()))}" if dropped else ""
         remedy = "give data.val=FILE, or raise data.holdout" if split == "val" and not dropped else "check data.*"
@@ -240,6 +230,10 @@ def encode(
         pad_to=pad_to,
         pad_id=tokenizer.eos_id,
     )
+
+
+def _complaint(place: Callable[[int], str], row: int, error: ValueError) -> str:
+    return f"{place(row)} {error}"
 
 
 def _tokenized(

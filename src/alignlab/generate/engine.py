@@ -10,7 +10,6 @@ caller. It knows nothing of text; `decode` is handed in.
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -18,10 +17,10 @@ from torch import Tensor
 
 from alignlab.generate.beams import search
 from alignlab.generate.choose import next_tokens, penalize, token_log_probs
-from alignlab.generate.decoder import compute_dtype, stepper
+from alignlab.generate.decoder import stepper
+from alignlab.generate.prefill import eager, prefill, tokens_seen
 from alignlab.generate.sampling import FinishedBy, Generation, Sampling
 from alignlab.generate.stop import before_stop, is_stopped
-from alignlab.models.cache import KVCache
 from alignlab.models.gpt import GPT
 
 Decode = Callable[[list[int]], str]
@@ -66,7 +65,7 @@ def generate(
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad(), _eager(model):
+        with torch.no_grad(), eager(model):
             run = _searched if sampling.beams > 1 else _sampled
             rows = run(
                 model,
@@ -179,44 +178,6 @@ def _generator(sampling: Sampling, device: torch.device) -> torch.Generator:
     return generator
 
 
-def _eager(model: GPT) -> AbstractContextManager[object]:
-    """Compiled blocks run as they are: they would be compiled again for every layer's part of a cache, and its length.
-
-    The stance is asked for only where something is compiled, as it imports the compiler.
-    """
-    return torch.compiler.set_stance("force_eager") if model.is_compiled else nullcontext()
-
-
-def _prefill(
-    model: GPT, prompts: list[list[int]], limits: list[int], pad_id: int, prefix: bool
-) -> tuple[KVCache, Tensor, Tensor]:
-    """Reads the prompts: the cache, logits (N, V) of the first new token, and the padded ids (N, P)."""
-    device = model.embed.weight.device
-    longest = max(map(len, prompts))
-    padded = [[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts]
-    ids = torch.tensor(padded, device=device)
-    documents = None
-    if any(len(prompt) < longest for prompt in prompts):
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        documents = -(torch.arange(longest, device=device) < longest - lengths[:, None]).long()
-    cache = KVCache(
-        model.config, rows=len(prompts), capacity=longest + max(limits), device=device, dtype=compute_dtype(model)
-    )
-    seen = None
-    if prefix:
-        seen = torch.ones_like(ids, dtype=torch.bool) if documents is None else documents == 0
-    hidden = model(ids, documents=documents, prefix=seen, cache=cache)
-    return cache, model.unembed(hidden[:, -1]).float(), ids
-
-
-def _seen(ids: Tensor, prompts: list[list[int]], vocabulary: int) -> Tensor:
-    """Which tokens each prompt holds, (N, V) bool; padding does not count."""
-    seen = torch.zeros(len(ids), vocabulary, dtype=torch.bool, device=ids.device)
-    for row, prompt in enumerate(prompts):
-        seen[row, ids[row, ids.shape[1] - len(prompt) :]] = True
-    return seen
-
-
 def _sampled(
     model: GPT,
     prompts: list[list[int]],
@@ -233,8 +194,8 @@ def _sampled(
 ) -> list[Generation]:
     """Greedy decoding and draws, one row per sample."""
     limits = [min(sampling.max_new_tokens, model.config.context - len(prompt)) for prompt in prompts]
-    cache, logits, ids = _prefill(model, prompts, limits, pad_id, prefix)
-    seen = _seen(ids, prompts, model.config.vocabulary or 0) if sampling.repetition_penalty != 1 else None
+    cache, logits, ids = prefill(model, prompts, limits, pad_id, prefix)
+    seen = tokens_seen(ids, prompts, model.config.vocabulary or 0) if sampling.repetition_penalty != 1 else None
     if sampling.samples > 1:
         rows = torch.arange(len(prompts), device=ids.device).repeat_interleave(sampling.samples)
         cache.select(rows)
@@ -306,8 +267,8 @@ def _searched(
 ) -> list[Generation]:
     """Beam search; see `beams.search`."""
     limits = [min(sampling.max_new_tokens, model.config.context - len(prompt)) for prompt in prompts]
-    cache, logits, ids = _prefill(model, prompts, limits, pad_id, prefix)
-    seen = _seen(ids, prompts, model.config.vocabulary or 0) if sampling.repetition_penalty != 1 else None
+    cache, logits, ids = prefill(model, prompts, limits, pad_id, prefix)
+    seen = tokens_seen(ids, prompts, model.config.vocabulary or 0) if sampling.repetition_penalty != 1 else None
     rows = torch.arange(len(prompts), device=ids.device).repeat_interleave(sampling.beams)
     cache.select(rows)
     found = search(

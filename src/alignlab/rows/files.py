@@ -13,12 +13,14 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from alignlab.rows import formats
-from alignlab.rows.formats import BadRecord
-from alignlab.rows.kinds import COLUMNS, TOLERATED, BadRow, Kind, canonical, columns_of, group_key
+from alignlab.rows.broken import BadRecord
+from alignlab.rows.kinds import COLUMNS, BadRow, Kind, canonical, columns_of, group_key
+from alignlab.skipping import TOLERATED, BadRows
 from alignlab.types import BelowOne
 
 log = logging.getLogger(__name__)
@@ -157,8 +159,7 @@ class Files:
                 raise ValueError(f"{path} is empty; expected text")
 
     def _rows(self, split: Split, kind: Kind, paths: list[Path], targets: bool, first: int) -> Iterator[dict]:
-        count = skipped = 0
-        worst = ""
+        count, bad = 0, BadRows(self.skipped_share)
         for path, raw_rows in self._raw(kind, paths, targets):
             number = -1
             for number, raw in enumerate(raw_rows):
@@ -168,22 +169,13 @@ class Files:
                         raise raw
                     row = canonical(raw, kind, columns=self.columns, targets=targets)
                 except (BadRow, BadRecord) as error:
-                    complaint = f"row {number} of {path}: {error}"
-                    if self.on_bad_row == "raise":
-                        raise ValueError(f"{complaint} (data.on_bad_row=skip leaves such rows out)") from error
-                    skipped += 1
-                    if skipped == 1:
-                        worst = complaint
-                        log.warning("skipping bad rows; the first: %s", complaint)
+                    bad.add(partial("row {} of {}: {}".format, number, path, error), error)
                     continue
                 if not self._is_cut(split) or self._held_out_row(row) == (split == "val"):
                     yield row | {"row": first + count - 1} | ({"continues": False} if kind == "text" else {})
             if number < 0:
                 raise ValueError(f"{path} is empty; expected at least one row")
-        if skipped > TOLERATED * count:
-            raise ValueError(f"{skipped} of {count} rows are bad, more than the 1 % that may be skipped; first {worst}")
-        if skipped:
-            log.warning("skipped %d of %d rows", skipped, count)
+        bad.close(count)
 
     def _raw(self, kind: Kind, paths: list[Path], targets: bool) -> Iterator[tuple[Path, Iterator]]:
         """Each file, or aligned pair of files, with its raw rows."""

@@ -16,19 +16,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from alignlab.rows.broken import BadFile, BadRecord
+from alignlab.rows.json_source import JsonSource
+
 Errors = Literal["raise", "replace"]
 
 TABULAR = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _BLOCK_BYTES = 1 << 20
 _SQUAD_REMEDY = "expected an array of objects, one object per line, or SQuAD's {data: [{paragraphs: ...}]}"
-
-
-class BadFile(ValueError):
-    """A file that cannot be read further, so that no row of it can be skipped."""
-
-
-class BadRecord(ValueError):
-    """One record is broken, but the next can be read."""
 
 
 def suffix_of(path: Path) -> str:
@@ -190,7 +185,7 @@ def _json_lines(path: Path, errors: Errors) -> Iterator[dict | BadRecord]:
 
 def _json(path: Path, errors: Errors) -> Iterator[dict | BadRecord]:
     """An array, one object per line, or an object whose `data` is rows or SQuAD's articles."""
-    source = _JsonSource(texts(path, errors), path)
+    source = JsonSource(texts(path, errors), path)
     opening = source.peek()
     if opening == "[":
         for value in source.elements():
@@ -225,75 +220,6 @@ def _squad(article: dict) -> Iterator[dict | BadRecord]:
             impossible = question.get("is_impossible", False)
             row = {"context": paragraph.get("context"), **question}
             yield row | {"answers": []} if impossible else row
-
-
-class _JsonSource:
-    """JSON values one after another out of pieces of text. Final."""
-
-    def __init__(self, pieces: Iterator[str], path: Path) -> None:
-        self._pieces, self._path = pieces, path
-        self._text, self._at, self._count = "", 0, 0
-        self._decode = json.JSONDecoder().raw_decode
-
-    def peek(self) -> str:
-        """The next character that is no white space; "" at the end."""
-        while True:
-            while self._at < len(self._text) and self._text[self._at].isspace():
-                self._at += 1
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if not self._more():
-                return ""
-
-    def value(self) -> Any:
-        """The next value; BadFile where there is none."""
-        self.peek()
-        while True:
-            try:
-                value, self._at = self._decode(self._text, self._at)
-            except RecursionError as error:
-                raise BadFile(f"row {self._count} of {self._path} is nested too deep") from error
-            except json.JSONDecodeError as error:
-                # An error far from the end of what is read, and not of an open string, will not mend by reading on.
-                final = error.pos < len(self._text) - 64 and not error.msg.startswith("Unterminated")
-                if final or not self._more():
-                    raise BadFile(f"row {self._count} of {self._path} is no JSON: {error.msg}") from error
-            else:
-                self._count += 1
-                return value
-
-    def elements(self) -> Iterator[Any]:
-        """The elements of an array."""
-        self._at += 1
-        if self.peek() == "]":
-            return
-        while True:
-            yield self.value()
-            mark = self.peek()
-            if mark not in (",", "]"):
-                raise BadFile(f"row {self._count} of {self._path} is no JSON: expected , or ] but got {mark!r}")
-            self._at += 1
-            if mark == "]":
-                return
-
-    def end(self, what: str) -> None:
-        """BadFile where anything follows."""
-        if more := self.peek():
-            raise BadFile(
-                f"{self._path} goes on with {more!r} after its {what}; expected one, or an object on each line"
-            )
-
-    def _more(self) -> bool:
-        # At least as much again as is held, so that one huge element is not scanned a thousand times.
-        held = self._text[self._at :]
-        wanted, pieces = max(len(held), 1), [held]
-        for piece in self._pieces:
-            pieces.append(piece)
-            wanted -= len(piece)
-            if wanted <= 0:
-                break
-        self._text, self._at = "".join(pieces), 0
-        return len(pieces) > 1
 
 
 def _object(value: Any) -> dict | BadRecord:

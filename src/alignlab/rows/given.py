@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from alignlab.rows import formats
-from alignlab.rows.formats import BadRecord
+from alignlab.rows.broken import BadRecord
 from alignlab.rows.kinds import BadRow, Kind, canonical
 
 # what a plain line, or a bare text, is called

@@ -12,9 +12,11 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from alignlab.rows.kinds import COLUMNS, TOLERATED, BadRow, Kind, canonical, group_key
+from alignlab.rows.kinds import COLUMNS, BadRow, Kind, canonical, group_key
+from alignlab.skipping import TOLERATED, BadRows
 from alignlab.types import BelowOne, PositiveInt
 
 if TYPE_CHECKING:
@@ -81,25 +83,17 @@ class Hub:
         if held_out:
             log.info("no validation split: holding out %.3g of %s by a hash (seed %d)", self.holdout, own, self.seed)
         cut = held_out or (split == "train" and self._is_held_out("val"))
-        count = skipped = 0
+        count, bad = 0, BadRows(self.skipped_share, f"rows of {self.path} ({own})")
         for number, raw in enumerate(self._raw(own)):
             count += 1
             try:
                 row = self._matched(canonical(raw, kind, columns=self.columns, targets=targets))
             except BadRow as error:
-                complaint = f"row {number} of {self.path} ({own}): {error}"
-                if self.on_bad_row == "raise":
-                    raise ValueError(f"{complaint} (data.on_bad_row=skip leaves such rows out)") from error
-                skipped += 1
-                if skipped == 1:
-                    log.warning("skipping bad rows; the first: %s", complaint)
+                bad.add(partial("row {} of {} ({}): {}".format, number, self.path, own, error), error)
                 continue
             if not cut or self._held_out_row(row) == held_out:
                 yield row | {"row": number} | ({"continues": False} if kind == "text" else {})
-        if skipped > TOLERATED * count:
-            raise ValueError(
-                f"{skipped} of {count} rows of {self.path} ({own}) are bad, more than 1 % may not be skipped"
-            )
+        bad.close(count)
 
     @property
     def skipped_share(self) -> float:

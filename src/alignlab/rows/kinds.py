@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 from alignlab.errors import closest
 
-TOLERATED = 0.01  # share of rows that on_bad_row=skip may lose
-
 Kind = Literal["text", "labels", "span", "response", "chat", "pairs", "prompts"]
 
 

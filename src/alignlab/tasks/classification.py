@@ -26,8 +26,8 @@ from alignlab.metrics.classes import ClassScores, NumberScores, SetScores
 from alignlab.models.gpt import EMBEDDING_STD, GPT
 from alignlab.models.ngrams import Ngrams
 from alignlab.optim import Optim
-from alignlab.tasks.shown import ROWS, table
-from alignlab.tasks.task import Table, TaskModule, Term
+from alignlab.tasks.shown import ROWS, Table, table
+from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import BelowOne, NonNegativeFloat, NonNegativeInt
 

@@ -21,9 +21,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from alignlab.errors import UserError
+from alignlab.errors import NotFinite
 from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
+from alignlab.tasks.heads import why_dropped
+from alignlab.tasks.sharding import shard
+from alignlab.tasks.shown import Table
 from alignlab.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -41,21 +44,10 @@ class Term(NamedTuple):
     divisor: float | None = None  # the count itself, where only the task can know it
 
 
-class Table(NamedTuple):
-    """Counts of truth (rows) against prediction (columns), (C, C), and what the C classes are called."""
-
-    counts: Tensor
-    names: list[str]
-
-
-class NotFinite(UserError):
-    """Training met non-finite losses or gradients too many times in a row."""
-
-
 class TaskModule(L.LightningModule, ABC):
     """A GPT under training for one task.
 
-    `patience_not_finite` optimizer steps in a row may be skipped because the gradient is not finite; one more raises
+    `allowed_not_finite` optimizer steps in a row may be skipped because the gradient is not finite; one more raises
     NotFinite. With fp16 the loss scaler looks for its scale that way, so it may take more.
     """
 
@@ -129,23 +121,17 @@ class TaskModule(L.LightningModule, ABC):
 
     def adopt(self, heads: dict[str, Tensor], found: dict[str, Any], place: str) -> None:
         """Takes over `heads` of the task at `place` where they stand for the same things; else they are dropped."""
-        own = {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
         if not heads:
             return
+        own = {name: value for name, value in self.state_dict().items() if not name.startswith("model.")}
         heads = self.with_silent(heads)
-        shapes = [{name: value.shape for name, value in state.items()} for state in (own, heads)]
         before, now = self.meaning(found), self.meaning(self.found)
-        if shapes[0] == shapes[1] and before == now is not None:
-            self.load_state_dict(heads, strict=False)
-            self.is_head_fresh = False
-            log.info("the head of %s is kept: %s", place, now)
-        else:
-            why = "this task has none" if now is None else "it is another task's"
-            if now is not None and before not in (None, now):
-                why = f"it stands for {before}, this task's for {now}"
-            elif before is not None:
-                why = f"its weights are {sorted(heads)}, this task's {sorted(own)}"
+        if (why := why_dropped(own, heads, before, now)) is not None:
             log.info("the head of %s is dropped: %s", place, why)
+            return
+        self.load_state_dict(heads, strict=False)
+        self.is_head_fresh = False
+        log.info("the head of %s is kept: %s", place, now)
 
     def with_silent(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """`state` with what it lacks of the weights that change nothing until they learn."""
@@ -229,20 +215,9 @@ class TaskModule(L.LightningModule, ABC):
 
     def configure_model(self) -> None:
         """Shards the weights over the ranks where the strategy asks for it (FSDP2)."""
-        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or self.is_sharded:
-            return
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-        assert self.device_mesh is not None, "the strategy makes the mesh before the model"
-        mesh = self.device_mesh["data_parallel"]
-        for block in self.model.blocks:
-            fully_shard(block, mesh=mesh)
-        # the root stays gathered: unembedding follows its forward at once
-        fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
-        register_fsdp_forward_method(self.model, "unembed")
-        for head in self.children():
-            if head is not self.model and any(True for _ in head.parameters()):
-                fully_shard(head, mesh=mesh)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self.is_sharded:
+            assert self.device_mesh is not None, "the strategy makes the mesh before the model"
+            shard(self.model, self.device_mesh["data_parallel"], heads=self.children())
 
     @property
     def is_sharded(self) -> bool:
