@@ -191,13 +191,20 @@ def test_sweeps_split_where_hydra_splits_them(conf):
 
 
 def test_signs(conf):
-    typed = ["trainer.limit_val_batches=1", "+x.y=1", "~model", "seed=1", "hydra.run.dir=x", "++a.b=1", "model=tiny"]
+    typed = ["trainer.limit_val_batches=1", "+x.y=1", "~experiment", "seed=1", "hydra.run.dir=x", "++a.b=1"]
     with pytest.raises(UserError, match="a is not an option"):
         prepare(typed, conf)
     typed.remove("++a.b=1")
     assert prepare(typed, conf) == ["++trainer.limit_val_batches=1", *typed[1:]]
     assert prepare(["--cfg", "job", "-p=optim", "model=tiny"], conf) == ["--cfg", "job", "-p", "optim", "model=tiny"]
     assert prepare(["-sc", "query=model="], conf) == ["-sc", "query=model="]
+
+
+def test_what_is_left_out():
+    assert prepare(["experiment=null", "callbacks.samples=null"]) == ["~experiment", "++callbacks.samples=null"]
+    for typed in ("logger=null", "~logger"):
+        with pytest.raises(UserError, match="to leave it out: logger=none"):
+            prepare([typed])
 
 
 @pytest.mark.parametrize(
@@ -214,7 +221,8 @@ def test_signs(conf):
         (["--optim.lr=1"], "without dashes: optim.lr=1"),
         (["--multrun"], "did you mean --multirun?"),
         (["optim.lr=chioce(1,2)"], "did you mean choice(...)?"),
-        (["task=null"], "to leave it out: ~task"),
+        (["task=null"], "task=null: there is no such choice\naccepted: "),
+        (["~task"], "~task: every run has a choice of task\naccepted: "),
         (["--cfg", "jbo"], "did you mean job?"),
         (["data.名=x"], "cannot read the name 'data.名'"),
     ],

@@ -26,7 +26,8 @@ def choices(group: str) -> list[str]:
         f"{group}={choice}"
         for group in ("optim", "logger", "callbacks")
         for choice in choices(group)
-    ],
+    ]
+    + ["callbacks.samples=null"],
 )  # fmt: skip
 def test_option_takes_two_steps(override: str, tiny_run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     values = tiny_run("run", override, "trainer.max_steps=2")

@@ -119,7 +119,8 @@ def make_callbacks(config: DictConfig, folder: Path, parts: Parts, position: dic
         record,
         Rhythm(every=every, seconds=seconds, checkpoints=checkpoints, is_first_measured=config.eval_first),
     ]
-    all_of_them += [instantiate(extra, _convert_="all") for extra in (config.callbacks or {}).values()]
+    extras = [extra for extra in (config.callbacks or {}).values() if extra is not None]  # null leaves one out
+    all_of_them += [instantiate(extra, _convert_="all") for extra in extras]
     if config.ema is not None:
         all_of_them.insert(0, EMAWeightAveraging(decay=config.ema))
     if (unfreeze_every := config.tuning.get("unfreeze_every")) is not None:

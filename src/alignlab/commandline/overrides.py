@@ -91,11 +91,12 @@ def separate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _prepared(override: str, tree: Tree | None, multirun: bool) -> str:
     match = _OVERRIDE.fullmatch(override)
-    if match is None:
-        return override if override.startswith("~") else _refuse_bare(override, tree)
-    sign, key, value = match["sign"] or "", match["key"], match["value"]
-    if sign == "~":
+    if override.startswith("~"):
+        _check_removal(override, tree)
         return override
+    if match is None:
+        return _refuse_bare(override, tree)
+    sign, key, value = match["sign"] or "", match["key"], match["value"]
     value = quoting.legal(value)
     is_group = "/" in key or "@" in key or "." not in key
     if not sign and not is_group and not key.startswith("hydra."):
@@ -103,6 +104,9 @@ def _prepared(override: str, tree: Tree | None, multirun: bool) -> str:
     reading = quoting.parsed(f"{sign}{key}={value}")
     if reading is None:
         raise UserError(f"cannot read the name {key!r} in {override!r}\nwrite NAME=VALUE, such as model.layers=4")
+    group = tree.groups.get(key) if tree is not None else None
+    if group is not None and group.default == value == "null":
+        return f"~{key}"  # Hydra takes no null on the command line
     if tree is not None and match["sign"] != "+":
         _check_name(key, tree, override)
         _check_choices(key, reading, tree)
@@ -130,6 +134,17 @@ def _check_name(key: str, tree: Tree, override: str) -> None:
     raise UserError(f"{first} is not an option{hint}\naccepted: {', '.join(tree.names)}")
 
 
+def _check_removal(override: str, tree: Tree | None) -> None:
+    """`~experiment` leaves a recipe out; what every run has cannot go."""
+    name = override.removeprefix("~").partition("=")[0].partition("@")[0]
+    group = tree.groups.get(name) if tree is not None else None
+    if group is None or group.default in ("", "null"):
+        return
+    got = f"{override}: every run has a choice of {name}"
+    accepted = f"accepted: {', '.join(group.choices)}"
+    raise UserError(f"{got}\n" + (f"to leave it out: {name}=none" if "none" in group.choices else accepted))
+
+
 def _check_choices(key: str, reading: Override, tree: Tree) -> None:
     group = tree.groups.get(key.partition("@")[0])
     if group is None:
@@ -142,8 +157,8 @@ def _check_choices(key: str, reading: Override, tree: Tree) -> None:
             wrong = [] if "${" in text or tree.file(group.name, text) else [text]
         for name in wrong:
             got = f"{group.name}={name}: there is no such choice"
-            if name == "null":
-                raise UserError(f"{got}\nto leave it out: ~{group.name}")
+            if name == "null" and "none" in group.choices:
+                raise UserError(f"{got}\nto leave it out: {group.name}=none")
             if "files" in group.choices and (os.path.exists(name) or Path(name).suffix):
                 raise UserError(f"{got}\nfor a file: {group.name}=files {group.name}.train={name}")
             raise mistaken(got, name, group.choices)
