@@ -3,6 +3,7 @@
     python benchmarks/shakespeare_peer.py input.txt                                  # the peer alone
     python benchmarks/shakespeare_peer.py input.txt --ours "" --repeats 3            # in alternation with ours
     python benchmarks/shakespeare_peer.py input.txt --ours "compile=true optim.lr=0.02"
+    python benchmarks/shakespeare_peer.py input.txt --ours "" --experiment shakespeare_long  # how far in the same time
 
 The peer is the recipe of nanoGPT's README for a CPU, as a bare loop over transformers' GPT2LMHeadModel: 4 layers, 4
 heads, 128 wide, context 64, batch 12, 2,000 steps of AdamW (1e-3 to 1e-4 by cosine, 100 steps of warm-up, betas 0.9
@@ -125,14 +126,14 @@ def peer(path: Path, *, seed: int, steps: int, is_fused: bool) -> Result:
     return Result(seconds, evaluate(model, val_ids))
 
 
-def ours(path: Path, arguments: str, *, seed: int) -> Result:
+def ours(path: Path, experiment: str, arguments: str, *, seed: int) -> Result:
     """One run of ours, as a user starts it; RuntimeError with the end of its output where it fails.
 
     ValueError where a token is more than a byte, since nats per token are then no nats per character.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [sys.executable, "train.py", "experiment=shakespeare", "data=files", f"data.train={path.resolve()}"]
+        command = [sys.executable, "train.py", f"experiment={experiment}", "data=files", f"data.train={path.resolve()}"]
         command += [f"seed={seed}", f"hydra.run.dir={run}", *shlex.split(arguments)]
         child = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if child.returncode != 0:
@@ -155,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="tiny Shakespeare, one text file")
     parser.add_argument("--ours", metavar="ARGS", help="also run train.py with these arguments, in alternation")
+    parser.add_argument("--experiment", default="shakespeare", help="the recipe of ours")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1337, help="of the first repeat; each next one adds 1")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the peer; fewer only to try the script")
@@ -168,7 +170,7 @@ def main() -> None:
         peers.append(peer(options.file, seed=seed, steps=options.steps, is_fused=options.fused))
         show("peer", peers[-1])
         if options.ours is not None:
-            own.append(ours(options.file, options.ours, seed=seed))
+            own.append(ours(options.file, options.experiment, options.ours, seed=seed))
             show("ours", own[-1])
     if own:
         ratios = [a.seconds / b.seconds for a, b in zip(peers, own, strict=True)]

@@ -44,7 +44,7 @@ SPAN = {"context": "The number 4 is even.", "question": "Which?", "answers": [{"
 TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 FRESH = {  # recipes that begin from nothing
     "multi30k_en_de": {"source": "a dog", "target": "ein Hund"}, "shakespeare": {"text": "To be or not to be. " * 30},
-    "shakespeare_gpu": {"text": "To be or not to be. " * 60},
+    "shakespeare_gpu": {"text": "To be or not to be. " * 60}, "shakespeare_long": {"text": "To be or not to be. " * 60},
     "sorting": {"question": "sort 2 1", "answer": "1 2"}, "tatoeba_en_zh": {"source": "a dog", "target": "一条狗"},
 }  # fmt: skip
 UPON_A_RUN = {
