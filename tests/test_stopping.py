@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from alignlab import checkpoint as files
+from alignlab.launch import freeze, frozen
 from tests.conftest import ROOT, TINY, train
 from tests.test_laws import assert_equal
 
@@ -237,3 +239,24 @@ def test_a_read_only_folder_is_told_with_the_remedy(tmp_path: Path, corpus: Path
     first, second = run.stderr.splitlines()[-2:]
     assert first == f"error: Read-only file system: {disk}/run"
     assert "hydra.run.dir=FOLDER" in second
+
+
+@pytest.mark.parametrize("unwritten", ["config", "overrides"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_configuration_that_cannot_be_written_leaves_the_old_one(
+    unwritten: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freeze(OmegaConf.create({"seed": 1}), tmp_path, ["seed=1"])
+    found = {path.name: path.read_text() for path in (tmp_path / ".hydra").iterdir()}
+    write_text = Path.write_text
+
+    def full(path: Path, text: str, **more: str) -> int:
+        if unwritten in path.name and "2" in text:
+            write_text(path, "half", **more)
+            raise error
+        return write_text(path, text, **more)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(type(error)), frozen(OmegaConf.create({"seed": 2}), tmp_path, ["seed=2"]):
+        raise AssertionError("the run began")
+    assert {path.name: path.read_text() for path in (tmp_path / ".hydra").iterdir()} == found

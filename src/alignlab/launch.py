@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.commandline.recipe import borrowed_rate
+from alignlab.whole import whole
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,8 @@ def frozen(config: DictConfig, folder: Path, command_line: list[str]) -> Iterato
     last = folder / "checkpoints" / "last.ckpt"
     found = {path: path.read_text(encoding="utf-8") for path in (folder / ".hydra").glob("*.yaml")}
     before = last.stat().st_mtime_ns if last.exists() else None
-    freeze(config, folder, command_line)
     try:
+        freeze(config, folder, command_line)
         yield
     except BaseException:
         if (last.stat().st_mtime_ns if last.exists() else None) == before:
@@ -95,10 +96,9 @@ def frozen(config: DictConfig, folder: Path, command_line: list[str]) -> Iterato
 
 def freeze(config: DictConfig, folder: Path, command_line: list[str]) -> None:
     """Writes the composed configuration and the overrides to the run folder, where Hydra does."""
-    place = folder / ".hydra"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
-    (place / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(command_line)), encoding="utf-8")
+    for name, content in (("config", config), ("overrides", OmegaConf.create(command_line))):
+        with whole(folder / ".hydra" / f"{name}.yaml") as path:
+            path.write_text(OmegaConf.to_yaml(content), encoding="utf-8")
 
 
 def needs_launch(config: DictConfig) -> bool:

@@ -1,7 +1,6 @@
 """predictions.jsonl: what the model said to every row of the test split, one line per row of the file, in its order."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from alignlab.data.module import Asked, TextData
 from alignlab.ranks import gathered
 from alignlab.tasks.task import TaskModule
+from alignlab.whole import whole
 
 
 class Predictions(Callback):
@@ -49,8 +49,5 @@ def lines(
 
 def write(path: Path, told: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object a line, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    with open(beside, "w", encoding="utf-8") as file:
+    with whole(path) as beside, open(beside, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in told)
-    os.replace(beside, path)

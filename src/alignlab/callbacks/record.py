@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from alignlab.callbacks.stopwatch import Stopwatch
+from alignlab.whole import whole
 
 log = logging.getLogger(__name__)
 UNMEASURED = "this validation has no %s: raise task.seconds, or lower datamodule.generate_rows"
@@ -83,11 +83,9 @@ class Record(Callback):
         """Writes metrics.json beside and renames it, so that a reader never sees half of it."""
         if not trainer.is_global_zero:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(".metrics.json.part")
         finite = {name: _plain(value) for name, value in self.values.items()}
-        beside.write_text(json.dumps(finite, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(beside, self.path)
+        with whole(self.path) as path:
+            path.write_text(json.dumps(finite, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know; plain types."""

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from alignlab.paths import cache_folder
+from alignlab.whole import whole
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +163,11 @@ def kept(name: str, identity: list, make: Callable[[], tuple[dict[str, list[dict
             index = {**about, "hashes": {}}
             for file, rows in files.items():
                 raw = "".join(json.dumps(row) + "\n" for row in rows).encode()
-                _write(folder / f"{file}.jsonl", raw)
+                with whole(folder / f"{file}.jsonl") as path:
+                    path.write_bytes(raw)
                 index["hashes"][file] = hashlib.sha256(raw).hexdigest()[:32]
-            _write(folder / "index.json", json.dumps(index, indent=1).encode())  # last: it vouches for the others
+            with whole(folder / "index.json") as path:  # last: it vouches for the others
+                path.write_bytes(json.dumps(index, indent=1).encode())
     return folder
 
 
@@ -178,12 +181,6 @@ def kept_rows(folder: Path, file: str) -> Iterator[dict]:
     with open(folder / f"{file}.jsonl", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
-
-
-def _write(path: Path, raw: bytes) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    beside.write_bytes(raw)
-    os.replace(beside, path)
 
 
 def _is_whole(folder: Path) -> bool:

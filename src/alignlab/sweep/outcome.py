@@ -4,9 +4,10 @@ So a sweep that was killed knows what is missing, and a job hears of its end on 
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from alignlab.whole import whole
 
 FILE = Path(".hydra") / "outcome.json"
 PRUNED_CODE = 4  # exit code of a trial that its search gave up
@@ -29,11 +30,8 @@ def read(folder: Path) -> Outcome | None:
 
 def write(folder: Path, outcome: Outcome) -> None:
     """Writes beside and renames, so that a reader never sees half of it."""
-    path = folder / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(json.dumps(asdict(outcome)) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    with whole(folder / FILE) as path:
+        path.write_text(json.dumps(asdict(outcome)) + "\n", encoding="utf-8")
 
 
 def tell_to_stop(folder: Path) -> None:

@@ -9,7 +9,6 @@ with, or measures the very same again. It knows nothing of losses.
 
 import hashlib
 import logging
-import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ from alignlab.batch import IGNORED, PairBatch
 from alignlab.losses import token_log_probs
 from alignlab.models.gpt import GPT
 from alignlab.paths import cache_folder
+from alignlab.whole import whole
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +91,9 @@ def read(place: Path) -> Table | None:
 
 def write(place: Path, table: Table) -> None:
     """Keeps `table` at `place`, whole or not at all."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f"{place.stem}.{os.getpid()}.tmp")
     said = [part for one in table.values() for part in one]
-    with open(unfinished, "wb") as file:
+    with whole(place) as unfinished, open(unfinished, "wb") as file:
         np.savez(
             file, rows=np.array(list(table)), sizes=np.array([len(part) for part in said]),
             values=torch.cat(said).numpy(),
         )  # fmt: skip
-    os.replace(unfinished, place)

@@ -26,6 +26,7 @@ from alignlab.paths import cache_folder
 from alignlab.text.spelling import BYTE_ALPHABET, TextStream, is_byte_level, token_bytes
 from alignlab.text.tokenizer_files import FOREIGN_ENDS, first_known, read_core, read_folder, write_folder
 from alignlab.types import PositiveInt
+from alignlab.whole import whole
 
 log = logging.getLogger(__name__)
 
@@ -226,10 +227,8 @@ class BPE:
             except ValueError as error:
                 log.warning("%s; training it again", error)
         core = self._train(texts())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}.tmp")
-        beside.write_text(core.to_str(), encoding="utf-8")
-        os.replace(beside, path)
+        with whole(path) as beside:
+            beside.write_text(core.to_str(), encoding="utf-8")
         return _own(core)
 
     def _train(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
