@@ -191,7 +191,7 @@ def test_sweeps_split_where_hydra_splits_them(conf):
 
 
 def test_signs(conf):
-    typed = ["trainer.limit_val_batches=1", "+x.y=1", "~experiment", "seed=1", "hydra.run.dir=x", "++a.b=1"]
+    typed = ["trainer.limit_val_batches=1", "+x.y=1", "~a.b", "seed=1", "hydra.run.dir=x", "++a.b=1"]
     with pytest.raises(UserError, match="a is not an option"):
         prepare(typed, conf)
     typed.remove("++a.b=1")
@@ -201,7 +201,16 @@ def test_signs(conf):
 
 
 def test_what_is_left_out():
-    assert prepare(["experiment=null", "callbacks.samples=null"]) == ["~experiment", "++callbacks.samples=null"]
+    assert prepare(["experiment=null", "callbacks.samples=null"]) == ["++callbacks.samples=null"]
+    assert prepare(["experiment=sorting", "~experiment", "seed=1"]) == ["seed=1"]
+    assert prepare(["experiment=null", "experiment=sorting"]) == ["experiment=sorting"]
+    assert prepare(["task=chat", "~limits@trainer"]) == ["task=chat", "~limits@trainer"]
+    with pytest.raises(UserError, match=r"callbacks.sample is not one of the callbacks; did you mean samples\?"):
+        prepare(["callbacks.sample=null"])
+    with pytest.raises(UserError, match="~seed: every run has seed"):
+        prepare(["~seed"])
+    with pytest.raises(UserError, match="in a sweep\nto leave it out, start a run of its own without experiment="):
+        prepare(["-m", "experiment=null,sorting"])
     for typed in ("logger=null", "~logger"):
         with pytest.raises(UserError, match="to leave it out: logger=none"):
             prepare([typed])

@@ -27,6 +27,7 @@ MISTAKES = {
     "dashes": ("--optim.lr=1e-3", "without dashes: optim.lr=1e-3"),
     "several values without -m": ("optim.lr=1e-3,1e-4", "add -m"),
     "a file for a choice": ("data=messages.csv", "data=files data.train=messages.csv"),
+    "a file for a share of the documentation": ("data.test=messages.csv", "data=files data.test=messages.csv"),
     "a missing file": (f"{FILES}massages.csv", "did you mean messages.csv?"),
     "no file": ("data=files trainer=debug", "set data.train=PATH"),
     "an empty file": (f"{LABELS}empty.csv", "empty.csv is empty; expected at least one row"),

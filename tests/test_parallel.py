@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from alignlab import checkpoint as files
 from alignlab.export import export
@@ -147,6 +148,10 @@ def test_two_ranks_draw_what_one_process_draws(tmp_path: Path) -> None:
     [
         (("trainer.devices=2",), True),  # without a strategy too: Lightning would start train.py again
         (("trainer.devices=[0,1]",), True),
+        (("trainer.devices='0,1'",), True),
+        (("trainer.devices='1'",), False),
+        (("trainer.devices=0",), False),  # Lightning refuses it
+        (("trainer.devices=auto",), False),  # of CPUs, of which there is one
         (("trainer.devices=2", "+trainer.strategy=ddp_find_unused_parameters_true"), True),
         (("trainer.devices=2", "+trainer.strategy=ddp_spawn"), False),
         ((), False),
@@ -157,5 +162,6 @@ def test_several_devices_are_started_by_us(
 ) -> None:
     for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert needs_launch(composed(*overrides)) == launched
     assert resolve_strategy("auto", 2) == "ddp"

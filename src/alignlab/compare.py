@@ -83,9 +83,11 @@ def judge_of(name: str) -> Reward:
     """The reward of a run's folder or checkpoint, or of a dotted name: a function, or a class without arguments."""
     if Path(name).exists():
         return RewardModel(run=name)
-    module, _, last = name.rpartition(".")
+    module, dot, last = name.rpartition(".")
     sys.path.insert(0, os.getcwd())  # a function beside the person who types the command
     try:
+        if not dot:
+            raise ValueError("there is no such folder")
         found = getattr(importlib.import_module(module), last)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(

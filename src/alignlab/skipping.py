@@ -2,10 +2,17 @@
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 log = logging.getLogger(__name__)
 
 TOLERATED = 0.01  # share of rows that on_bad_row=skip may lose
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once: files are read for their labels, for each split and for their hashes."""
+    log.warning(text)
 
 
 class BadRows:
@@ -22,14 +29,14 @@ class BadRows:
         self.count += 1
         if self.count == 1 and self.share < 1:
             self.first = complaint()
-            log.warning("skipping bad rows; the first: %s", self.first)
+            _warn(f"skipping bad rows; the first: {self.first}")
 
     def close(self, rows: int) -> None:
         """Tells how many of all `rows` were left out; raises ValueError where they are too many."""
         if self.count > self.share * rows:
             raise ValueError(
-                f"{self.count} of {rows} {self.what} are bad, more than the {self.share:.0%} that may be skipped; "
-                f"first {self.first}"
+                f"{self.count} of {rows} {self.what} are bad, more than the {100 * self.share:.0f} % that may be "
+                f"skipped; first {self.first}"
             )
         if self.count and self.share < 1:
-            log.warning("skipped %d of %d %s", self.count, rows, self.what)
+            _warn(f"skipped {self.count} of {rows} {self.what}")

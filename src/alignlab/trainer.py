@@ -57,9 +57,12 @@ class Callbacks:
 def devices_of(config: DictConfig) -> int:
     """Devices of this machine that train, one process each."""
     devices = config.trainer.get("devices", 1)
-    if isinstance(devices, int) and devices > 0:
-        return devices
-    return len(devices) if not isinstance(devices, int | str) else max(1, torch.cuda.device_count())
+    if str(devices) in ("auto", "-1"):
+        return 1 if config.trainer.get("accelerator") == "cpu" else max(1, torch.cuda.device_count())
+    if isinstance(devices, str):
+        named = [part for part in devices.split(",") if part.strip()]
+        return len(named) if "," in devices else int(devices) if devices.isdecimal() else 1
+    return max(1, devices) if isinstance(devices, int) else len(devices)
 
 
 def ranks_of(config: DictConfig) -> int:

@@ -89,6 +89,8 @@ def predict(options: argparse.Namespace) -> None:
     device = _device(options.device)
     model = load(options.model, device=device)
     answers = model.predict(raw_rows(source, model.columns), batch_size=options.batch_size)
+    if not answers:
+        print(f"{source} holds no row", file=sys.stderr)
     if answers and all("error" in line for line in answers):
         raise UserError(f"no row of {source} can be answered; row 0: {answers[0]['error']}")
     if options.output == "-":

@@ -106,7 +106,7 @@ def test_label_mistakes_are_told(tokenizer: Tokenizer) -> None:
     message = r"row 0 of val has label 'neutral'; labels seen in training are \['no', 'yes'\]"
     with pytest.raises(ValueError, match=message):
         Labels(rows=FakeRows(train=ROWS, val=strange), tokenizer=tokenizer)
-    with pytest.raises(ValueError, match="1 of 99 rows of val are bad, more than the 1% that may be skipped"):
+    with pytest.raises(ValueError, match="1 of 99 rows of val are bad, more than the 1 % that may be skipped"):
         Labels(rows=FakeRows(train=ROWS, val=[*strange, *ROWS[:1] * 98], skipped_share=0.01), tokenizer=tokenizer)
     skipped = Labels(rows=FakeRows(train=ROWS, val=[*strange, *ROWS[:1] * 99], skipped_share=0.01), tokenizer=tokenizer)
     assert skipped.dropped("val") == {0: "has label 'neutral'; labels seen in training are ['no', 'yes']"}

@@ -245,10 +245,10 @@ def test_skipping_is_counted_and_bounded(tmp_path, caplog):
     path = write(tmp_path / "a.jsonl", rows)
     got = read(train=str(path), holdout=0.0, on_bad_row="skip")
     assert [row["row"] for row in got] == [n for n in range(200) if n not in (7, 9)]
-    assert "skipped 2 of 200 rows" in caplog.text
+    assert "skipped 2 of 200 rows of " in caplog.text
     rows[11]["text"] = ""  # 3 of 200 is 1.5 %
     write(path, rows)
-    with pytest.raises(ValueError, match=r"3 of 200 rows are bad, .* first row 7 of .*a.jsonl: text is empty"):
+    with pytest.raises(ValueError, match=r"3 of 200 rows of .*a.jsonl are bad, .* first row 7 of .*: text is empty"):
         read(train=str(path), holdout=0.0, on_bad_row="skip")
 
 

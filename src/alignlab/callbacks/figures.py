@@ -12,7 +12,7 @@ from alignlab.callbacks.samples import plain
 from alignlab.data.encoded import LEFT, RIGHT
 from alignlab.data.module import TextData
 from alignlab.data.splits import EncodedData
-from alignlab.tasks.shown import Table
+from alignlab.tasks.confusion import Confusion
 from alignlab.tasks.task import TaskModule
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Figures(Callback):
                         logger.experiment.add_text(name, text, trainer.global_step)
 
 
-def drawn(table: Table) -> "Figure":
+def drawn(table: Confusion) -> "Figure":
     """A heat map of shares of each truth, with the counts written in."""
     from matplotlib.figure import Figure  # 0.3 s, when something is drawn
 

@@ -248,7 +248,9 @@ def _check_value(where: str, value: object, argument: Argument, target: str) -> 
         guess = closest(value, map(str, values.literals(annotation, source))) if isinstance(value, str) else None
         hint = f"; did you mean {guess}?" if guess else ""
         remedy = ""
-        if isinstance(value, float) and value.is_integer() and values.fits(int(value), annotation, source):
+        if where.startswith("data.") and isinstance(value, str) and Path(value).exists():
+            remedy = f"\nfor a file: data=files {where}={value}"
+        elif isinstance(value, float) and value.is_integer() and values.fits(int(value), annotation, source):
             remedy = f"\nwrite {where}={int(value)}"
         elif not isinstance(value, str | dict | list) and value is not None and values.fits("text", annotation, source):
             remedy = f"\nfor text, quote it twice: \"{where}='{value}'\""

@@ -48,10 +48,29 @@ def prepare(argv: Sequence[str], conf: Path | None = None) -> list[str]:
     foreign = bool({"-cp", "--config-path", "-cn", "--config-name"} & set(flags)) or any(
         override.lstrip("+").startswith("hydra.searchpath=") for override in overrides
     )
-    prepared = [_prepared(override, None if foreign else tree, multirun) for override in overrides]
+    known = None if foreign else tree
+    prepared = [_prepared(override, known, multirun) for override in _without_nulls(overrides, known)]
     if not multirun and (sweeps := [override for override in overrides if override.startswith("sweep=")]):
         raise UserError(f"{sweeps[0]} says how a sweep runs\nadd -m to start one")
     return flags + prepared
+
+
+def _without_nulls(overrides: Sequence[str], tree: Tree | None) -> list[str]:
+    """Without choices of groups that are null by default, such as `experiment=`, up to the last that is null again.
+
+    Hydra takes no null for a group on the command line.
+    """
+    kept = list(overrides)
+    for group in tree.groups.values() if tree is not None else ():
+        nulls = [place for place, override in enumerate(kept) if override.replace(" ", "") in _nulls_of(group.name)]
+        if group.default == "null" and nulls:
+            after = [one for one in kept[nulls[-1] :] if one not in _nulls_of(group.name)]
+            kept = [one for one in kept[: nulls[-1]] if one.partition("=")[0].lstrip("~") != group.name] + after
+    return kept
+
+
+def _nulls_of(group: str) -> tuple[str, ...]:
+    return f"{group}=null", f"{group}=Null", f"{group}=NULL", f"~{group}"
 
 
 def _answer(text: str) -> NoReturn:
@@ -104,12 +123,10 @@ def _prepared(override: str, tree: Tree | None, multirun: bool) -> str:
     reading = quoting.parsed(f"{sign}{key}={value}")
     if reading is None:
         raise UserError(f"cannot read the name {key!r} in {override!r}\nwrite NAME=VALUE, such as model.layers=4")
-    group = tree.groups.get(key) if tree is not None else None
-    if group is not None and group.default == value == "null":
-        return f"~{key}"  # Hydra takes no null on the command line
     if tree is not None and match["sign"] != "+":
         _check_name(key, tree, override)
         _check_choices(key, reading, tree)
+        _check_left_out(key, reading, tree)
     if reading.is_sweep_override() and not multirun:
         raise UserError(
             f"{key}={match['value']} is several values\nadd -m to run once for each of them;"
@@ -135,10 +152,14 @@ def _check_name(key: str, tree: Tree, override: str) -> None:
 
 
 def _check_removal(override: str, tree: Tree | None) -> None:
-    """`~experiment` leaves a recipe out; what every run has cannot go."""
+    """What every run has cannot go."""
     name = override.removeprefix("~").partition("=")[0].partition("@")[0]
-    group = tree.groups.get(name) if tree is not None else None
-    if group is None or group.default in ("", "null"):
+    if tree is None:
+        return
+    if name in {option.name for option in tree.options}:
+        raise UserError(f"{override}: every run has {name}\ngive {name}=VALUE")
+    group = tree.groups.get(name)
+    if group is None or group.default in ("", "null") or "${" in group.default:
         return
     got = f"{override}: every run has a choice of {name}"
     accepted = f"accepted: {', '.join(group.choices)}"
@@ -159,9 +180,22 @@ def _check_choices(key: str, reading: Override, tree: Tree) -> None:
             got = f"{group.name}={name}: there is no such choice"
             if name == "null" and "none" in group.choices:
                 raise UserError(f"{got}\nto leave it out: {group.name}=none")
+            if name == "null" and group.default == "null":
+                raise UserError(f"{got} in a sweep\nto leave it out, start a run of its own without {group.name}=")
             if "files" in group.choices and (os.path.exists(name) or Path(name).suffix):
                 raise UserError(f"{got}\nfor a file: {group.name}=files {group.name}.train={name}")
             raise mistaken(got, name, group.choices)
+
+
+def _check_left_out(key: str, reading: Override, tree: Tree) -> None:
+    """`callbacks.samples=null` leaves out one that is there; a null under another name would change nothing."""
+    group, _, name = key.partition(".")
+    if group != "callbacks" or "." in name or not name or reading.is_sweep_override() or reading.value() is not None:
+        return
+    files = [tree.file(group, choice) for choice in tree.groups[group].choices]
+    names = {option.name for file in files if file is not None for option in tree.read(file)} - {"defaults"}
+    if name not in names:
+        raise mistaken(f"{key} is not one of the callbacks", name, sorted(names))
 
 
 def _choices(reading: Override) -> list[object]:

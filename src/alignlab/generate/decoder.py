@@ -10,6 +10,7 @@ It knows nothing of sampling.
 # V vocabulary
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,14 @@ def compute_dtype(model: GPT) -> torch.dtype:
     if torch.is_autocast_enabled(weight.device.type):
         return torch.get_autocast_dtype(weight.device.type)
     return weight.dtype
+
+
+def eager(model: GPT) -> AbstractContextManager[object]:
+    """Compiled blocks run as they are: they would be compiled again for every layer's part of a cache, and its length.
+
+    The stance is asked for only where something is compiled, as it imports the compiler.
+    """
+    return torch.compiler.set_stance("force_eager") if model.is_compiled else nullcontext()
 
 
 class Decoder:

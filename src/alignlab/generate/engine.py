@@ -17,8 +17,8 @@ from torch import Tensor
 
 from alignlab.generate.beams import search
 from alignlab.generate.choose import next_tokens, penalize, token_log_probs
-from alignlab.generate.decoder import stepper
-from alignlab.generate.prefill import eager, prefill, tokens_seen
+from alignlab.generate.decoder import eager, stepper
+from alignlab.generate.prefill import prefill, tokens_seen
 from alignlab.generate.sampling import FinishedBy, Generation, Sampling
 from alignlab.generate.stop import before_stop, is_stopped
 from alignlab.models.gpt import GPT

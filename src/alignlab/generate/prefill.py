@@ -2,22 +2,12 @@
 
 # N prompts, P longest prompt, V vocabulary
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
 from alignlab.generate.decoder import compute_dtype
 from alignlab.models.cache import KVCache
 from alignlab.models.gpt import GPT
-
-
-def eager(model: GPT) -> AbstractContextManager[object]:
-    """Compiled blocks run as they are: they would be compiled again for every layer's part of a cache, and its length.
-
-    The stance is asked for only where something is compiled, as it imports the compiler.
-    """
-    return torch.compiler.set_stance("force_eager") if model.is_compiled else nullcontext()
 
 
 def prefill(

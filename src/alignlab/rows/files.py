@@ -159,7 +159,8 @@ class Files:
                 raise ValueError(f"{path} is empty; expected text")
 
     def _rows(self, split: Split, kind: Kind, paths: list[Path], targets: bool, first: int) -> Iterator[dict]:
-        count, bad = 0, BadRows(self.skipped_share)
+        more = [f"{len(paths) - 1} more"] if len(paths) > 1 else []
+        count, bad = 0, BadRows(self.skipped_share, f"rows of {' and '.join([*map(str, paths[:1]), *more])}")
         for path, raw_rows in self._raw(kind, paths, targets):
             number = -1
             for number, raw in enumerate(raw_rows):

@@ -26,7 +26,8 @@ from alignlab.metrics.classes import ClassScores, NumberScores, SetScores
 from alignlab.models.gpt import EMBEDDING_STD, GPT
 from alignlab.models.ngrams import Ngrams
 from alignlab.optim import Optim
-from alignlab.tasks.shown import ROWS, Table, table
+from alignlab.tasks.confusion import Confusion
+from alignlab.tasks.shown import ROWS, table
 from alignlab.tasks.task import TaskModule, Term
 from alignlab.text.tokenizer import Tokenizer
 from alignlab.types import BelowOne, NonNegativeFloat, NonNegativeInt
@@ -169,7 +170,7 @@ class Classification(TaskModule):
             if self.labels.counts:
                 commonest = max(range(len(names)), key=self.labels.counts.__getitem__)
                 results["majority"] = float(confusion[commonest].sum() / confusion.sum())
-            self.tables[f"{stage}/confusion"] = Table(confusion.cpu(), [str(name) for name in names])
+            self.tables[f"{stage}/confusion"] = Confusion(confusion.cpu(), [str(name) for name in names])
         names_shown = ("text", "truth", "answer", "probability")
         self.texts[f"{stage}/predictions"] = table(names_shown, self.answers[stage])
         self.answers[stage] = []

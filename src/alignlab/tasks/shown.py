@@ -1,20 +1,10 @@
 """Rows of a task as a table in Markdown, for whoever looks on; knows nothing of loggers."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
-
-from torch import Tensor
 
 LETTERS = 300  # of a cell
 JOINERS = "\u200c\u200d"  # of letters in Persian and Hindi, and of emoji
 ROWS = 8  # of a table that is shown
-
-
-class Table(NamedTuple):
-    """Counts of truth (rows) against prediction (columns), (C, C), and what the C classes are called."""
-
-    counts: Tensor
-    names: list[str]
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

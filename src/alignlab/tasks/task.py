@@ -24,9 +24,9 @@ from torch.optim import Optimizer
 from alignlab.errors import NotFinite
 from alignlab.models.gpt import GPT
 from alignlab.optim import Optim
+from alignlab.tasks.confusion import Confusion
 from alignlab.tasks.heads import why_dropped
 from alignlab.tasks.sharding import shard
-from alignlab.tasks.shown import Table
 from alignlab.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class TaskModule(L.LightningModule, ABC):
         self.found: dict[str, Any] = {}  # what the data told: labels, languages
         self.predictions: dict[int, dict[str, Any]] = {}  # row of the test split -> output and scores
         self.while_generating: Callable[[], AbstractContextManager] = nullcontext  # around texts that are written
-        self.tables: dict[str, Table] = {}  # of the last evaluation, by stage and name
+        self.tables: dict[str, Confusion] = {}  # of the last evaluation, by stage and name
         self.bins: dict[str, Tensor] = {}  # (15, 3) examples, summed confidence and hits, by stage and name
         self.texts: dict[str, str] = {}  # Markdown to show beside the curves, by stage and name
         self.measures: dict[str, float] = {}  # of the last training step, beside its losses
