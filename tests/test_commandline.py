@@ -372,6 +372,24 @@ def test_guard_passes_on_what_a_constructor_said(capsys):
     assert capsys.readouterr().err.startswith("error: model.width 7 is not a multiple of model.heads 2")
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx", "install g++"),
+        ("CppCompileError: x.cpp:1: fatal error: Python.h: No such file or directory", "needs Python.h, which"),
+        ("CppCompileError: x.cpp:1: fatal error: 'omp.h' file not found", "needs omp.h, which"),
+        ("ImportError: /tmp/cache/ke/abc.main.so: file too short", "remove /tmp/cache, or set compile=false"),
+    ],
+)
+def test_what_a_compiler_lacks(capsys, said, told):
+    failed = type("InductorError", (RuntimeError,), {})  # torch's own takes a second to import
+    with pytest.raises(SystemExit), guard():
+        raise failed(f"backend='inductor' raised:\n{said}\n\nSet TORCHDYNAMO_VERBOSE=1")
+    assert told in capsys.readouterr().err
+    with pytest.raises(failed), guard():
+        raise failed("LoweringException: AssertionError")
+
+
 def test_guard_leaves_defects_alone(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ValueError, match="invalid literal"), guard():

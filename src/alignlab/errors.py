@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -21,6 +22,8 @@ _MARK = "error: "  # before what is told, in the terminal and at the end of a ru
 _PLAIN_SPOKEN = {"alignlab", "hydra", "omegaconf"}  # whose ValueErrors are words to the user, not defects
 # Lightning's word for a mistake in the Trainer's arguments; by name, for importing it costs seconds.
 _MISTAKES_ELSEWHERE = {"MisconfigurationException", "DeviceNotFoundError"}
+# torch's words for code that could not be compiled; the same
+_UNCOMPILED = {"BackendCompilerFailed", "InductorError", "TritonMissing", "GPUTooOldForTriton"}
 _ELSEWHERE = "hydra.run.dir=FOLDER puts a run elsewhere, ALIGNLAB_CACHE=FOLDER (environment) derived files"
 _REMEDIES = {
     errno.EROFS: f"write where it is allowed: {_ELSEWHERE}",
@@ -134,7 +137,24 @@ def _explained(error: Exception) -> str | None:
         return f"{told}\n{_REMEDIES.get(error.errno or 0, '')}"
     if isinstance(error, ValueError) and _is_told(error):
         return str(error)
+    if type(error).__name__ in _UNCOMPILED:
+        return _explained_compilation(error)
     return _explained_composition(error)
+
+
+def _explained_compilation(error: Exception) -> str | None:
+    """What is missing or damaged on this machine where `compile=true` failed; None where the compiler did."""
+    told = str(error)
+    if re.search(r"No working C\+\+ compiler|Compiler: \S+ is not found", told):
+        return "compile=true needs a C++ compiler, and torch found none\ninstall g++ (or clang++), or set compile=false"
+    if missing := re.search(r"fatal error: '?(\S+?)'?(?::| file not found)", told):
+        return f"compile=true needs {missing[1]}, which the C++ compiler did not find\ninstall it, or set compile=false"
+    if damaged := re.search(r"(\S+\.so): (?:file too short|invalid ELF header)", told):
+        folder = Path(damaged[1]).parents[1]
+        return f"{damaged[1]}, which torch compiled earlier, is damaged\nremove {folder}, or set compile=false"
+    if "Triton" in type(error).__name__:
+        return f"compile=true cannot be used here: {told.splitlines()[0]}\nset compile=false"
+    return None
 
 
 def _is_told(error: Exception) -> bool:
