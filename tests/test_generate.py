@@ -372,3 +372,48 @@ def test_a_row_that_is_full_may_stay_beside_others_that_go_on(family, hooked):
         assert len(one.ids) == 30
         expected = naive_greedy(model, prompt, 12)  # ends at EOS
         assert one.ids[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("fused", [2**24, 0])
+def test_greedy_with_layer_norms_of_heads_is_the_naive_loop(fused, monkeypatch):
+    monkeypatch.setattr(weights, "FUSED_PARAMETERS", fused)
+    model = tiny(norm="layer", qk_norm=True, bias="all")
+    with torch.no_grad():
+        for block in model.blocks:
+            for norm in (block.attention.query_norm, block.attention.key_norm):
+                norm.bias.add_(torch.randn_like(norm.bias))
+    prompts = [[2 + number, 3, 4 + number % 5] for number in range(8)]
+    assert greedy(model, prompts) == [naive_greedy(model, prompt, 12) for prompt in prompts]
+
+
+@pytest.mark.parametrize("penalty", [1.5, 0.6])
+def test_beams_with_a_penalty_are_the_naive_search(penalty):
+    model, beams, tokens = tiny(), 3, 8
+    sampling = Sampling(max_new_tokens=tokens, temperature=0, beams=beams, samples=beams, length_penalty=0.0,
+                        repetition_penalty=penalty)  # fmt: skip
+    rows = generate(model, PROMPTS, sampling, eos_ids=[1000], pad_id=PAD)
+    for number, prompt in enumerate(PROMPTS):
+        live = [(0.0, [])]
+        for _ in range(tokens):
+            options = []
+            for total, ids in live:
+                log_probs = logits_of(model, prompt + ids).log_softmax(-1)
+                seen = torch.tensor(sorted({*prompt, *ids}))
+                log_probs[seen] *= penalty  # none is above 0
+                options += [(total + one, [*ids, token]) for token, one in enumerate(log_probs.tolist())]
+            live = sorted(options, reverse=True)[:beams]
+        assert [row.ids for row in rows[beams * number :][:beams]] == [ids for _, ids in live]
+
+
+def test_a_penalty_follows_its_row_when_others_leave_the_batch():
+    model, prompts = tiny(), [[2 + number, 3, 4 + number % 5] for number in range(8)]
+    plain = [naive_greedy(model, prompt, 12, penalty=1.3) for prompt in prompts]
+    ends = [plain[0][1], plain[1][2]]
+    sampling = Sampling(max_new_tokens=12, temperature=0, repetition_penalty=1.3)
+    rows = generate(model, prompts, sampling, eos_ids=[*ends, EOS], pad_id=PAD)
+    lengths = set()
+    for row, ids in zip(rows, plain, strict=True):
+        first = next((place for place, token in enumerate(ids) if token in (*ends, EOS)), len(ids) - 1)
+        assert row.ids == ids[: first + 1]
+        lengths.add(first)
+    assert len(lengths) > 2

@@ -10,6 +10,7 @@ import torch
 
 from alignlab import checkpoint as files
 from alignlab.callbacks.rhythm import Rhythm, Stopped
+from alignlab.tasks.pretrain import Pretraining
 
 SGD = ("optim=sgd", "optim.lr=0.5", "optim.warmup_steps=0", "optim.momentum=0", "optim.schedule=constant")
 UNEVEN = ("datamodule.max_length=32", "trainer.gradient_clip_val=null")
@@ -134,3 +135,36 @@ def test_training_learns_the_corpus(tiny_run: Run) -> None:
     values = tiny_run("learn", "optim.lr=1e-2", "trainer.max_steps=60")
     assert values["val/loss"] < 2.5
     assert values["best/step"] > 0
+
+
+def test_the_logged_loss_is_that_of_the_whole_step(tiny_run, tmp_path: Path) -> None:
+    told = {}
+    for rows, times in ((8, 1), (2, 4)):
+        tiny_run(
+            name := f"{rows}x{times}", *SGD, *UNEVEN, "trainer.max_steps=3", f"datamodule.batch_size={rows}",
+            f"trainer.accumulate_grad_batches={times}", "logger=csv", "trainer.log_every_n_steps=1",
+        )  # fmt: skip
+        told[name] = [float(one) for one in losses(tmp_path / name).values()]
+    assert told["8x1"] == pytest.approx(told["2x4"], rel=1e-5)
+
+
+def test_another_size_of_a_step_is_refused(tiny_run) -> None:
+    tiny_run("run", "trainer.max_steps=1", "datamodule.batch_size=4")
+    with pytest.raises(ValueError, match="cannot go on exactly: batch_size was 4, is 8"):
+        tiny_run("run", "trainer.max_steps=2", "datamodule.batch_size=4", "trainer.accumulate_grad_batches=2")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_step_that_is_not_finite_is_dropped_and_counted(times: int, tiny_run, monkeypatch) -> None:
+    told = Pretraining.losses
+
+    def spoilt(self: Pretraining, batch: Any) -> Any:
+        terms = told(self, batch)
+        if self.trainer.global_step == 1:
+            return {name: term._replace(sum=term.sum * math.nan) for name, term in terms.items()}
+        return terms
+
+    monkeypatch.setattr(Pretraining, "losses", spoilt)
+    values = tiny_run("run", "trainer.max_steps=3", "optim=adamw", f"trainer.accumulate_grad_batches={times}")
+    assert values["skipped_steps"] == 1
+    assert math.isfinite(values["val/loss"])

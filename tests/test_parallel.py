@@ -12,7 +12,7 @@ from alignlab.export import export
 from alignlab.launch import needs_launch
 from alignlab.trainer import resolve_strategy
 from tests.conftest import ROOT, TINY, composed, train
-from tests.test_laws import SGD, UNEVEN, largest_difference
+from tests.test_laws import SGD, UNEVEN, assert_equal, largest_difference, losses
 
 COMMON = (*TINY, *SGD, *UNEVEN, "trainer.max_steps=3", "test=false")
 
@@ -165,3 +165,65 @@ def test_several_devices_are_started_by_us(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert needs_launch(composed(*overrides)) == launched
     assert resolve_strategy("auto", 2) == "ddp"
+
+
+def test_two_ranks_that_accumulate_draw_what_one_process_draws(tmp_path: Path) -> None:
+    grpo = (
+        "task=grpo", "data=files", "data.train=prompts.jsonl", *TINY, *SGD, "task.samples=4", "task.max_new_tokens=6",
+        "task.rewards={short:{_target_:alignlab.rewards.Pattern,pattern:'[^a-z]*'}}", "datamodule.max_length=24",
+        "task.loss._target_=alignlab.policy_losses.DAPO", "task.updates=2", "trainer.max_steps=4", "test=false",
+        "trainer.gradient_clip_val=null",
+    )  # fmt: skip
+    rows = "".join(json.dumps({"prompt": f"{n}?", "reference": "x"}) + "\n" for n in range(24))
+    (tmp_path / "prompts.jsonl").write_text(rows, encoding="utf-8")
+    one = train(*grpo, "datamodule.batch_size=8", "hydra.run.dir=one", folder=tmp_path)
+    two = train(*grpo, "datamodule.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer=ddp",
+                "trainer.accelerator=cpu", "hydra.run.dir=two", folder=tmp_path)  # fmt: skip
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("one", "two"))
+    assert largest_difference(whole["state_dict"], parts["state_dict"]) < 1e-5
+
+
+def test_two_ranks_log_the_loss_of_one_process(tmp_path: Path, corpus: Path) -> None:
+    run_ = ("data=files", f"data.train={corpus}", *TINY, *SGD, *UNEVEN, "trainer.max_steps=3", "test=false",
+            "logger=csv", "trainer.log_every_n_steps=1")  # fmt: skip
+    one = train(*run_, "datamodule.batch_size=8", "hydra.run.dir=one", folder=tmp_path)
+    two = train(*run_, "datamodule.batch_size=4", "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=two",
+                folder=tmp_path)  # fmt: skip
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    told = [[float(value) for value in losses(tmp_path / name).values()] for name in ("one", "two")]
+    assert told[0] == pytest.approx(told[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["pretrain", "grpo"])
+def test_two_ranks_go_on_as_if_never_stopped(task: str, tmp_path: Path, corpus: Path) -> None:
+    ranks = ("data=files", *TINY, *SGD, "trainer=ddp", "trainer.accelerator=cpu", "datamodule.batch_size=4",
+             "model.dropout=0.1", "eval_every=2", "test=false")  # fmt: skip
+    if task == "pretrain":
+        ranks += (f"data.train={corpus}",)
+    else:
+        rows = "".join(json.dumps({"prompt": f"{n}?", "reference": "x"}) + "\n" for n in range(24))
+        (tmp_path / "prompts.jsonl").write_text(rows, encoding="utf-8")
+        ranks += ("task=grpo", "data.train=prompts.jsonl", "task.samples=4", "task.max_new_tokens=6", "task.updates=3",
+                  "task.rewards={short:{_target_:alignlab.rewards.Pattern,pattern:'[^a-z]*'}}",
+                  "datamodule.max_length=24")  # fmt: skip
+    for arguments in (("hydra.run.dir=whole", "trainer.max_steps=4"), ("hydra.run.dir=parts", "trainer.max_steps=2")):
+        done = train(*ranks, *arguments, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    resumed = train("resume=parts", "trainer.max_steps=4", folder=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "parts"))
+    for name in ("state_dict", "optimizer_states", "rng", "counters"):
+        assert_equal(whole[name], parts[name], name)
+    one, other = whole["rng"]
+    assert not torch.equal(one["torch"], other["torch"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_each_rank_has_its_own_dropout(strategy: str, tmp_path: Path, corpus: Path) -> None:
+    ranks = (f"data.train={corpus}", *TINY, f"trainer={strategy}", "trainer.accelerator=cpu", "datamodule.batch_size=4")
+    brief = ("model.dropout=0.1", "trainer.max_steps=1", "test=false", "hydra.run.dir=run")
+    done = train("data=files", *ranks, *brief, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, other = files.read(tmp_path / "run/checkpoints/last.ckpt")["rng"]
+    assert not torch.equal(one["torch"], other["torch"])

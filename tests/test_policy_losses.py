@@ -103,3 +103,10 @@ def _trainer(name: str, beta: float, clip_high: float, longest: int, log_probs: 
         ),
         _metrics=defaultdict(lambda: defaultdict(list)),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", [GRPO(), DrGRPO(), DAPO()])
+@pytest.mark.parametrize("samples", [2, 3, 7, 16])
+def test_equal_rewards_of_any_value_have_no_advantage(loss, samples) -> None:
+    rewards = torch.rand(500, 1, generator=torch.Generator().manual_seed(0)).repeat(1, samples)
+    assert bool((loss.advantages(rewards) == 0).all())

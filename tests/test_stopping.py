@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from alignlab import checkpoint as files
@@ -260,3 +263,26 @@ def test_a_configuration_that_cannot_be_written_leaves_the_old_one(
     with pytest.raises(type(error)), frozen(OmegaConf.create({"seed": 2}), tmp_path, ["seed=2"]):
         raise AssertionError("the run began")
     assert {path.name: path.read_text() for path in (tmp_path / ".hydra").iterdir()} == found
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
+    def drawn() -> tuple[float, ...]:
+        legacy = np.random.rand(), np.random.randn()  # noqa: NPY002 - the one that is saved, for users' code draws from it
+        return random.random(), random.gauss(0, 1), *legacy, float(torch.rand(()))
+
+    drawn()  # of each pair of normal numbers one is kept
+    files.write(files.random_state(), tmp_path / "rng.ckpt")
+    expected = drawn()
+    drawn()
+    files.restore_random_state(files.read(tmp_path / "rng.ckpt"))
+    assert drawn() == expected
+
+
+def test_a_flipped_bit_is_never_read(tmp_path: Path) -> None:
+    path = tmp_path / "best.ckpt"
+    files.write({"weights": torch.arange(1000.0)}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(files.DamagedCheckpoint, match="checksum"):
+        files.read(path)

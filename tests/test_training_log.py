@@ -1,5 +1,7 @@
 """What is logged of training: the rate of the step itself, the loss of a validation's own step, peaks by name."""
 
+import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alignlab.callbacks.training_log import peak_flops
+from alignlab.tasks.pretrain import Pretraining
 
 
 def test_a_step_is_logged_with_the_rate_it_was_made_with(tiny_run: Callable, tmp_path: Path) -> None:
@@ -31,3 +34,11 @@ def test_a_step_is_logged_with_the_rate_it_was_made_with(tiny_run: Callable, tmp
 )  # fmt: skip
 def test_a_peak_is_found_by_the_whole_name(name: str, peak: float | None) -> None:
     assert peak_flops(name) == peak
+
+
+@pytest.mark.parametrize(("expected", "warns"), [(None, False), (math.log(260), False), (2.0, True)])
+def test_a_first_loss_that_fresh_weights_do_not_give_is_told(expected, warns, tiny_run, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(Pretraining, "expected_start", property(lambda self: expected))
+    with caplog.at_level(logging.WARNING, logger="alignlab"):
+        tiny_run("run", "trainer.max_steps=1")
+    assert ("fresh weights give about 2.000" in caplog.text) == warns

@@ -85,6 +85,7 @@ def execute(config: DictConfig, folder: Path, *, command_line: list[str] | None 
             logger.experiment.add_text("config", f"```\n{OmegaConf.to_yaml(config)}```", first_step)
     if first_step == 0:
         lay_out(trainer, config.monitor)
+    os.environ.pop("PL_GLOBAL_SEED", None)  # with which Lightning's strategies would seed every rank alike once more
     torch.manual_seed(config.seed + 1_000_003 * trainer.global_rank)  # each rank its own dropout
     if (device := trainer.strategy.root_device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignlab.models import huggingface_config
 from alignlab.models.config import GPTConfig
 from alignlab.models.gpt import GPT
 from alignlab.models.huggingface import from_folder, load_weights, places, stored_shape, unloaded
@@ -264,3 +265,23 @@ def test_the_layout_of_a_large_model_equals_that_of_transformers(name: str) -> N
         for key, value in theirs.state_dict().items()
     }
     assert layout == expected
+
+
+@pytest.mark.parametrize("family", sorted(huggingface_config._DEFAULTS))
+def test_a_field_that_is_left_out_is_what_transformers_takes(family: str) -> None:
+    import transformers
+
+    theirs = getattr(transformers, f"{huggingface_config.CLASS_PREFIX[family]}Config")().to_dict()
+    heads = theirs.get("num_attention_heads")
+    ours = {
+        "hidden_act": "silu", "tie_word_embeddings": False, "sliding_window": None, "num_key_value_heads": heads,
+        "head_dim": theirs.get("hidden_size", 0) // (heads or 1),
+        "max_window_layers": theirs.get("max_window_layers"),
+    }  # fmt: skip
+    ours |= huggingface_config._DEFAULTS[family]
+    told = {"rms_norm_eps", "layer_norm_epsilon", "max_position_embeddings", "n_positions", *ours} & theirs.keys()
+    if not theirs.get("use_sliding_window", True):
+        told.discard("sliding_window")
+    if theirs.get("head_dim") is None:
+        told.discard("head_dim")
+    assert {name: ours.get(name) for name in told} == {name: theirs[name] for name in told}

@@ -258,3 +258,9 @@ def test_what_transformers_cannot_classify_with_is_not_exported(option: str, cla
         export(str(tmp_path / "ours"), tmp_path / "out")
     classified("usual", "trainer.max_steps=1", *llama)
     assert export(str(tmp_path / "usual"), tmp_path / "out").difference < 1e-4
+
+
+def test_the_loss_of_a_validation_does_not_depend_on_its_batches(classified) -> None:
+    values = [classified(f"{size}", "optim.lr=0", "trainer.max_steps=1", f"datamodule.batch_size={size}")["val/loss"]
+              for size in (35, 5, 36)]  # fmt: skip
+    assert values == pytest.approx([values[2]] * 3, rel=1e-6)

@@ -347,3 +347,9 @@ def test_law_3_an_exported_run_gives_the_same_logits(asked: Run, tmp_path: Path)
         asked(option, "trainer.max_steps=1", *(f"{name}={value}" for name, value in others.items()))
         with pytest.raises(ValueError, match=f"{option}=false"):
             export(str(tmp_path / option), tmp_path / "refused")
+
+
+def test_the_loss_of_a_validation_does_not_depend_on_its_batches(asked) -> None:
+    values = [asked(f"{size}", "optim.lr=0", "trainer.max_steps=1", f"datamodule.batch_size={size}")["val/loss"]
+              for size in (23, 5, 24)]  # fmt: skip
+    assert values == pytest.approx([values[2]] * 3, rel=1e-6)

@@ -63,12 +63,13 @@ def test_equal_rewards_leave_the_weights_alone(run: Run, tmp_path: Path) -> None
     assert values["val/kl"] == 0
 
 
-def test_accumulation_is_exact(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["GRPO", "DrGRPO", "DAPO"])
+def test_accumulation_is_exact(loss: str, run, tmp_path: Path) -> None:
     sgd = ("optim=sgd", "optim.lr=0.5", "optim.momentum=0", "trainer.gradient_clip_val=null", "trainer.max_steps=3")
-    dapo = ("task.loss._target_=alignlab.policy_losses.DAPO", "task.updates=2", "task.loss.kl_weight=0.1")
+    chosen = (f"task.loss._target_=alignlab.policy_losses.{loss}", "task.updates=2", "task.loss.kl_weight=0.1")
     for rows, times in ((8, 1), (2, 4)):
         run(
-            f"{rows}x{times}", *PLANTED, *sgd, *dapo, f"datamodule.batch_size={rows}",
+            f"{rows}x{times}", *PLANTED, *sgd, *chosen, f"datamodule.batch_size={rows}",
             f"trainer.accumulate_grad_batches={times}",
         )  # fmt: skip
     run("start", *PLANTED, "trainer.max_steps=1", "optim.lr=0")
