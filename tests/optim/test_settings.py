@@ -177,5 +177,5 @@ def test_conf_names_a_class_and_repeats_no_default(path):
     node = yaml.safe_load(path.read_text())
     module, name = node.pop("_target_").rsplit(".", 1)
     settings = getattr(importlib.import_module(module), name)
-    assert name.lower() == path.stem
+    assert path.stem.split("_")[0] == name.lower()  # muon_brief is a Muon with other numbers
     assert all(getattr(settings(), key) != value for key, value in node.items())
