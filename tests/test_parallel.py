@@ -122,20 +122,28 @@ def test_two_ranks_prefer_what_one_process_prefers(tmp_path: Path) -> None:
     assert values[0]["val/kl"] > 1e-6
 
 
-def test_two_ranks_draw_what_one_process_draws(tmp_path: Path) -> None:
-    grpo = (
-        "task=grpo", "data=files", "data.train=prompts.jsonl", *TINY, *SGD, "task.samples=4", "task.max_new_tokens=6",
-        "task.rewards={short:{_target_:alignlab.rewards.Pattern,pattern:'[^a-z]*'}}", "datamodule.max_length=24",
-        "task.loss._target_=alignlab.policy_losses.DAPO", "task.updates=2", "trainer.max_steps=4", "test=false",
-        "trainer.gradient_clip_val=null",
-    )  # fmt: skip
+GRPO = (
+    "task=grpo", "data.train=prompts.jsonl", "task.samples=4", "task.max_new_tokens=6", "datamodule.max_length=24",
+    "task.rewards={short:{_target_:alignlab.rewards.Pattern,pattern:'[^a-z]*'}}",
+)  # fmt: skip
+
+
+def write_prompts(folder: Path) -> None:
     rows = "".join(json.dumps({"prompt": f"{n}?", "reference": "x"}) + "\n" for n in range(24))
-    (tmp_path / "prompts.jsonl").write_text(rows, encoding="utf-8")
+    (folder / "prompts.jsonl").write_text(rows, encoding="utf-8")
+
+
+@pytest.mark.parametrize(("rows", "times"), [(4, 1), (2, 2)])
+def test_two_ranks_draw_what_one_process_draws(rows: int, times: int, tmp_path: Path) -> None:
+    grpo = (
+        *GRPO, "data=files", *TINY, *SGD, "task.loss._target_=alignlab.policy_losses.DAPO", "task.updates=2",
+        "trainer.max_steps=4", "test=false", "trainer.gradient_clip_val=null",
+    )  # fmt: skip
+    ranks = ("trainer=ddp", "trainer.accelerator=cpu", f"trainer.accumulate_grad_batches={times}")
+    write_prompts(tmp_path)
     one = train(*grpo, "datamodule.batch_size=8", "hydra.run.dir=one", folder=tmp_path)
     assert one.returncode == 0, one.stderr
-    two = train(
-        *grpo, "datamodule.batch_size=4", "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=two", folder=tmp_path
-    )
+    two = train(*grpo, *ranks, f"datamodule.batch_size={rows}", "hydra.run.dir=two", folder=tmp_path)
     assert two.returncode == 0, two.stderr
     whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("one", "two"))
     assert largest_difference(whole["state_dict"], parts["state_dict"]) < 1e-5
@@ -167,23 +175,6 @@ def test_several_devices_are_started_by_us(
     assert resolve_strategy("auto", 2) == "ddp"
 
 
-def test_two_ranks_that_accumulate_draw_what_one_process_draws(tmp_path: Path) -> None:
-    grpo = (
-        "task=grpo", "data=files", "data.train=prompts.jsonl", *TINY, *SGD, "task.samples=4", "task.max_new_tokens=6",
-        "task.rewards={short:{_target_:alignlab.rewards.Pattern,pattern:'[^a-z]*'}}", "datamodule.max_length=24",
-        "task.loss._target_=alignlab.policy_losses.DAPO", "task.updates=2", "trainer.max_steps=4", "test=false",
-        "trainer.gradient_clip_val=null",
-    )  # fmt: skip
-    rows = "".join(json.dumps({"prompt": f"{n}?", "reference": "x"}) + "\n" for n in range(24))
-    (tmp_path / "prompts.jsonl").write_text(rows, encoding="utf-8")
-    one = train(*grpo, "datamodule.batch_size=8", "hydra.run.dir=one", folder=tmp_path)
-    two = train(*grpo, "datamodule.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer=ddp",
-                "trainer.accelerator=cpu", "hydra.run.dir=two", folder=tmp_path)  # fmt: skip
-    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
-    whole, parts = (files.read(tmp_path / name / "checkpoints/last.ckpt") for name in ("one", "two"))
-    assert largest_difference(whole["state_dict"], parts["state_dict"]) < 1e-5
-
-
 def test_two_ranks_log_the_loss_of_one_process(tmp_path: Path, corpus: Path) -> None:
     run_ = ("data=files", f"data.train={corpus}", *TINY, *SGD, *UNEVEN, "trainer.max_steps=3", "test=false",
             "logger=csv", "trainer.log_every_n_steps=1")  # fmt: skip
@@ -202,11 +193,8 @@ def test_two_ranks_go_on_as_if_never_stopped(task: str, tmp_path: Path, corpus: 
     if task == "pretrain":
         ranks += (f"data.train={corpus}",)
     else:
-        rows = "".join(json.dumps({"prompt": f"{n}?", "reference": "x"}) + "\n" for n in range(24))
-        (tmp_path / "prompts.jsonl").write_text(rows, encoding="utf-8")
-        ranks += ("task=grpo", "data.train=prompts.jsonl", "task.samples=4", "task.max_new_tokens=6", "task.updates=3",
-                  "task.rewards={short:{_target_:alignlab.rewards.Pattern,pattern:'[^a-z]*'}}",
-                  "datamodule.max_length=24")  # fmt: skip
+        write_prompts(tmp_path)
+        ranks += (*GRPO, "task.updates=3")
     for arguments in (("hydra.run.dir=whole", "trainer.max_steps=4"), ("hydra.run.dir=parts", "trainer.max_steps=2")):
         done = train(*ranks, *arguments, folder=tmp_path)
         assert done.returncode == 0, done.stderr
